@@ -1,0 +1,160 @@
+//! From guest offsets to runs of host bytes, through the L2 tables.
+
+use crate::error::{Error, Place, Result, Structure};
+use crate::image::Qcow2;
+use crate::qcow2::l2::L2Entry;
+use crate::qcow2::{Run, RunKind, Version};
+use crate::storage::Storage;
+use crate::units::{GuestOffset, HostOffset};
+
+impl<S: Storage> Qcow2<S> {
+    /// What the bytes from `guest` on are in this file: a run of at most `max` bytes (at least 1 of them).
+    ///
+    /// A run ends where the kind changes, where the host offsets stop following one another, or where
+    /// the cached part of the L2 table ends.
+    pub(crate) async fn run_at(&self, guest: GuestOffset, max: u64) -> Result<Run> {
+        let coverage = self.header.l1_coverage();
+        let Some(table) = self.l2_table(guest)? else {
+            let length = coverage - guest.0 % coverage;
+            return Ok(Run {
+                length: length.min(max),
+                kind: RunKind::Unallocated(None),
+            });
+        };
+        let cluster = self.header.cluster_size;
+        let entry_bytes = self.l2_format.entry_bytes();
+        let in_table = cluster.index_of(guest.0 % coverage) * entry_bytes;
+        let slice_start = in_table / self.tables.slice_bytes() * self.tables.slice_bytes();
+        let slice_at = HostOffset(table.0 + slice_start);
+        let slice = self
+            .tables
+            .slice(&self.file.storage, slice_at, "Could not read L2 table")
+            .await?;
+
+        let first = ((in_table - slice_start) / entry_bytes) as usize;
+        let entry_place = |index: usize| {
+            let in_slice = index as u64 * entry_bytes;
+            Place::at(Structure::L2Table, slice_at.0 + in_slice)
+                .entry((slice_start + in_slice) / entry_bytes)
+        };
+        let mut run: Option<Run> = None;
+        let mut within = cluster.offset_in(guest.0);
+        for index in first.. {
+            let Some(entry) = self.l2_format.entry(&slice, index) else {
+                break;
+            };
+            let guest_cluster = cluster.floor(guest.0) + ((index - first) as u64) * cluster.bytes();
+            let checked = self.checked_run(entry, guest_cluster, within, entry_place(index));
+            let part = match (checked, run) {
+                (Ok(part), _) => part,
+                (Err(error), None) => return Err(error),
+                // What stands before the wrong entry can be read.
+                (Err(_), Some(_)) => break,
+            };
+            run = match run {
+                None => Some(part),
+                Some(so_far) if so_far.continues_with(&part) => Some(Run {
+                    length: so_far.length + part.length,
+                    kind: so_far.kind,
+                }),
+                Some(_) => break,
+            };
+            within += part.length;
+            if run.is_some_and(|run| run.length >= max) || within < cluster.bytes() {
+                break;
+            }
+            within = 0;
+        }
+        let run = run.unwrap_or(Run {
+            length: max,
+            kind: RunKind::Unallocated(None),
+        });
+        Ok(Run {
+            length: run.length.min(max),
+            ..run
+        })
+    }
+
+    /// What `entry` says of the bytes from `within` on; refuses what the file cannot hold (rule 17 of
+    /// QEMU-COMPAT: alignment, bounds, reserved bits).
+    fn checked_run(
+        &self,
+        entry: L2Entry,
+        guest_cluster: u64,
+        within: u64,
+        place: Place,
+    ) -> Result<Run> {
+        let run = self.l2_format.run_in(entry, within);
+        let index = place.index.unwrap_or(0);
+        if entry.has_reserved_bits() {
+            let what = format!(
+                "L2 entry {:#x} has reserved bits set (L2 index: {index:#x})",
+                entry.descriptor
+            );
+            return Err(Error::corrupt(what, place));
+        }
+        if entry.has_zero_flag() && self.header.version == Version::V2 {
+            let what = format!("Zero cluster entry found in pre-v3 image (L2 index: {index:#x})");
+            return Err(Error::corrupt(what, place));
+        }
+        match run.kind {
+            RunKind::Invalid => Err(Error::corrupt(
+                format!("Invalid cluster entry found (L2 index: {index:#x})"),
+                place,
+            )),
+            RunKind::Data(host) | RunKind::Zero(Some(host)) | RunKind::Unallocated(Some(host)) => {
+                let start = host.0 - within;
+                let wrong = |how: &str| {
+                    Err(Error::corrupt(
+                        format!(
+                            "Cluster allocation offset {start:#x} {how} (L2 index: {index:#x})"
+                        ),
+                        place,
+                    ))
+                };
+                if !HostOffset(start).is_aligned(self.header.cluster_size.bytes()) {
+                    return wrong("unaligned");
+                }
+                if self.header.has_data_file() {
+                    // Where guest data lies in a data file is not the image's to choose.
+                    if start != guest_cluster {
+                        let what = format!(
+                            "External data file host cluster offset {start:#x} does not match guest \
+                             cluster offset: {guest_cluster:#x}, L2 index: {index:#x})"
+                        );
+                        return Err(Error::corrupt(what, place));
+                    }
+                    return Ok(run);
+                }
+                if matches!(run.kind, RunKind::Data(_)) && start >= self.file_len {
+                    return wrong("past the end of the file");
+                }
+                if let Some(structure) =
+                    self.overlaps_root_table(start, self.header.cluster_size.bytes())
+                {
+                    return wrong(&format!("overlaps with the {structure}"));
+                }
+                Ok(run)
+            }
+            RunKind::Compressed(compressed) => {
+                let start = compressed.offset;
+                let wrong = |how: &str| {
+                    Err(Error::corrupt(
+                        format!(
+                            "Compressed cluster offset {start:#x} {how} (L2 index: {index:#x})"
+                        ),
+                        place,
+                    ))
+                };
+                if start.0 >= self.file_len {
+                    return wrong("past the end of the file");
+                }
+                if self.header.has_data_file() {
+                    return wrong("in an image with an external data file");
+                }
+                Ok(run)
+            }
+            RunKind::Zero(None) | RunKind::Unallocated(None) => Ok(run),
+        }
+    }
+}

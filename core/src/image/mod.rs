@@ -1,0 +1,271 @@
+//! An open image: the chain of files that a guest sees as one disk.
+
+mod clock;
+mod mapping;
+mod open;
+mod qcow2;
+mod read;
+mod tables;
+
+pub use open::{Backing, OpenOptions};
+pub use qcow2::{BackingName, Qcow2};
+
+use crate::error::{Error, Result};
+use crate::probe::Format;
+use crate::qcow2::{Compressed, Run, RunKind};
+use crate::raw::Raw;
+use crate::storage::Storage;
+use crate::units::{GuestOffset, HostOffset};
+
+/// A disk as its guest sees it: an image with its backing files, at the active state or at a snapshot.
+#[derive(Debug)]
+pub struct Image<S> {
+    /// The image itself, then its backing file, and so on.
+    layers: Vec<Layer<S>>,
+}
+
+/// One file of a chain.
+#[derive(Debug)]
+pub enum Layer<S> {
+    /// A raw file.
+    Raw(Raw<S>),
+    /// A qcow2 file.
+    Qcow2(Box<Qcow2<S>>),
+}
+
+impl<S: Storage> Layer<S> {
+    /// The name it was opened by.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Raw(raw) => &raw.file().name,
+            Self::Qcow2(qcow2) => &qcow2.file().name,
+        }
+    }
+
+    /// Its format.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        match self {
+            Self::Raw(_) => Format::Raw,
+            Self::Qcow2(_) => Format::Qcow2,
+        }
+    }
+
+    /// Its disk's size in bytes, a multiple of 512.
+    #[must_use]
+    pub fn virtual_size(&self) -> u64 {
+        match self {
+            Self::Raw(raw) => raw.virtual_size(),
+            Self::Qcow2(qcow2) => qcow2.virtual_size(),
+        }
+    }
+
+    /// It as a qcow2 file, if it is one.
+    #[must_use]
+    pub fn as_qcow2(&self) -> Option<&Qcow2<S>> {
+        match self {
+            Self::Raw(_) => None,
+            Self::Qcow2(qcow2) => Some(qcow2),
+        }
+    }
+
+    async fn run_at(&self, offset: GuestOffset, max: u64) -> Result<Run> {
+        match self {
+            Self::Raw(raw) => {
+                let run = raw.run_at(offset);
+                Ok(Run {
+                    length: run.length.min(max),
+                    ..run
+                })
+            }
+            Self::Qcow2(qcow2) => qcow2.run_at(offset, max).await,
+        }
+    }
+}
+
+/// What a stretch of the disk is, as `qemu-img map` tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// How many bytes.
+    pub length: u64,
+    /// Which layer answers for it: 0 is the image itself.
+    pub depth: usize,
+    /// What it is.
+    pub kind: ExtentKind,
+    /// Where it lies in that layer's file (or data file), where it lies there in plain.
+    pub host: Option<HostOffset>,
+}
+
+/// The kinds of [`Extent`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize),
+    serde(rename_all = "kebab-case")
+)]
+pub enum ExtentKind {
+    /// In no file of the chain: reads as zeros.
+    Unallocated,
+    /// Marked as zeros in the file at that depth.
+    Zero,
+    /// Data.
+    Data,
+    /// Compressed data.
+    Compressed,
+}
+
+impl Extent {
+    /// Whether some file of the chain answers for it.
+    #[must_use]
+    pub fn present(&self) -> bool {
+        self.kind != ExtentKind::Unallocated
+    }
+
+    /// Whether it is known to read as zeros.
+    #[must_use]
+    pub fn zero(&self) -> bool {
+        matches!(self.kind, ExtentKind::Unallocated | ExtentKind::Zero)
+    }
+
+    /// Whether it must be read to know what it is.
+    #[must_use]
+    pub fn data(&self) -> bool {
+        !self.zero()
+    }
+
+    /// Whether it is compressed.
+    #[must_use]
+    pub fn compressed(&self) -> bool {
+        self.kind == ExtentKind::Compressed
+    }
+}
+
+/// Where guest bytes come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// From nowhere: they are zeros. The run says how.
+    Zeros,
+    /// From the file (or data file) of the layer at the depth.
+    Host(HostOffset),
+    /// Out of a compressed cluster of the layer at the depth.
+    Compressed(Compressed),
+}
+
+/// A run, with the layer that answers for it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Located {
+    pub depth: usize,
+    pub run: Run,
+}
+
+impl Located {
+    pub fn source(&self) -> Source {
+        match self.run.kind {
+            RunKind::Unallocated(_) | RunKind::Zero(_) | RunKind::Invalid => Source::Zeros,
+            RunKind::Data(host) => Source::Host(host),
+            RunKind::Compressed(compressed) => Source::Compressed(compressed),
+        }
+    }
+}
+
+impl<S: Storage> Image<S> {
+    /// The disk's size in bytes, a multiple of 512.
+    #[must_use]
+    pub fn virtual_size(&self) -> u64 {
+        self.top().virtual_size()
+    }
+
+    /// The files of the chain: the image itself, then its backing file, and so on.
+    #[must_use]
+    pub fn layers(&self) -> &[Layer<S>] {
+        &self.layers
+    }
+
+    /// The image itself.
+    #[must_use]
+    pub fn top(&self) -> &Layer<S> {
+        &self.layers[0]
+    }
+
+    /// From now on reads the internal snapshot with this id, or else this name, at its own size. Reads
+    /// that it has not allocated go to the backing file, as those of the active state do.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`] where there is no such snapshot, [`Error::Corrupt`] where its table cannot be.
+    pub async fn use_snapshot(&mut self, id_or_name: &str) -> Result<()> {
+        let Layer::Qcow2(qcow2) = &mut self.layers[0] else {
+            return Err(Error::Unsupported(
+                "This image format has no internal snapshots".into(),
+            ));
+        };
+        let Some(snapshot) = qcow2.find_snapshot(id_or_name).cloned() else {
+            return Err(Error::OutOfRange(
+                format!("Can't find the snapshot '{id_or_name}'").into(),
+            ));
+        };
+        qcow2.use_snapshot(&snapshot).await
+    }
+
+    /// What the bytes from `offset` on are: one run of at most `max` bytes, at least 1. Neighbouring
+    /// extents may be alike: a run ends where a part of a table does.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`] outside the disk, [`Error::Corrupt`] where a table contradicts itself.
+    pub async fn extent_at(&self, offset: GuestOffset, max: u64) -> Result<Extent> {
+        self.check_range(offset, 1)?;
+        let max = max.clamp(1, self.virtual_size() - offset.0);
+        let located = self.locate(offset, max).await?;
+        let (kind, host) = match located.run.kind {
+            RunKind::Unallocated(host) => (ExtentKind::Unallocated, host),
+            RunKind::Zero(host) => (ExtentKind::Zero, host),
+            RunKind::Data(host) => (ExtentKind::Data, Some(host)),
+            RunKind::Compressed(_) | RunKind::Invalid => (ExtentKind::Compressed, None),
+        };
+        Ok(Extent {
+            length: located.run.length,
+            depth: located.depth,
+            kind,
+            host,
+        })
+    }
+
+    /// Whether `length` bytes at `offset` lie inside the disk.
+    pub(crate) fn check_range(&self, offset: GuestOffset, length: u64) -> Result<()> {
+        match offset.checked_add(length) {
+            Some(end) if end.0 <= self.virtual_size() => Ok(()),
+            _ => Err(Error::OutOfRange(
+                format!(
+                    "{length} bytes at {:#x} lie outside the disk of {} bytes",
+                    offset.0,
+                    self.virtual_size()
+                )
+                .into(),
+            )),
+        }
+    }
+
+    /// Follows the chain down to the layer that answers for the bytes at `offset` (inside the disk).
+    pub(crate) async fn locate(&self, offset: GuestOffset, max: u64) -> Result<Located> {
+        let mut max = max;
+        let mut depth = 0;
+        loop {
+            let run = self.layers[depth].run_at(offset, max).await?;
+            let below = self.layers.get(depth + 1);
+            match (run.kind, below) {
+                (RunKind::Unallocated(_), Some(below)) => {
+                    // A shorter backing file reads as zeros past its end (QEMU-COMPAT rule 29).
+                    let left = below.virtual_size().saturating_sub(offset.0);
+                    if left == 0 {
+                        return Ok(Located { depth, run });
+                    }
+                    max = run.length.min(left);
+                    depth += 1;
+                }
+                _ => return Ok(Located { depth, run }),
+            }
+        }
+    }
+}

@@ -1,0 +1,422 @@
+//! Opening: probe, parse, check, and follow the names that the resolver allows.
+
+use std::cell::RefCell;
+
+use crate::chain::{File, MAX_CHAIN, Resolver, Wanted};
+use crate::codec::Decompressor;
+use crate::error::{Error, Place, Result, Role, Structure};
+use crate::image::clock::Clock;
+use crate::image::qcow2::{BackingName, Qcow2, Root, read_table};
+use crate::image::tables::TableCache;
+use crate::image::{Image, Layer};
+use crate::probe::{Format, PROBE_BYTES, Probed, probe};
+use crate::qcow2::bytes::text;
+use crate::qcow2::extension::{self, Area, Surroundings};
+use crate::qcow2::header::check_basics;
+use crate::qcow2::{
+    Extensions, Header, L2Format, MAX_BACKING_NAME, RawHeader, Snapshot, Version, snapshot,
+};
+use crate::raw::Raw;
+use crate::storage::{Storage, read_padded};
+use crate::units::{ClusterSize, SECTOR};
+
+/// Decompressed clusters kept for the next read, in bytes.
+const CLUSTER_CACHE_BYTES: u64 = 2 << 20;
+
+/// Whether backing files are opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Backing {
+    /// Open the chain: what the guest sees.
+    #[default]
+    Open,
+    /// Only the image itself; what it has not allocated reads as zeros.
+    Ignore,
+}
+
+/// How an image is opened.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// The image's format; `None` looks at its first bytes, which an untrusted guest may have written.
+    pub format: Option<Format>,
+    /// Whether backing files are opened.
+    pub backing: Backing,
+    /// Whether an external data file is opened; without it, guest data cannot be read.
+    pub data_file: bool,
+    /// Whether a backing file for which the image names no format may be probed. A raw backing file could
+    /// carry any header its guest wrote, so the default is to refuse.
+    pub probe_backing: bool,
+    /// A bound for cached metadata per file, in bytes.
+    pub cache_bytes: usize,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self {
+            format: None,
+            backing: Backing::Open,
+            data_file: true,
+            probe_backing: false,
+            cache_bytes: 32 << 20,
+        }
+    }
+}
+
+impl<S: Storage> Image<S> {
+    /// Opens the image in `file` for reading, with the files it names as far as `resolver` allows.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Corrupt`], [`Error::Unsupported`] or [`Error::NotThisFormat`] for an image that cannot be
+    /// opened; [`Error::Dependency`] for a file that it needs.
+    pub async fn open<R>(file: File<S>, options: &OpenOptions, resolver: &R) -> Result<Self>
+    where
+        R: Resolver<Storage = S>,
+    {
+        let mut names = vec![file.name.clone()];
+        let mut layers = vec![open_layer(file, options.format, options, resolver, 0).await?];
+        if options.backing == Backing::Ignore {
+            return Ok(Self { layers });
+        }
+        loop {
+            let depth = layers.len();
+            let Some(Layer::Qcow2(above)) = layers.last() else {
+                break;
+            };
+            let Some(backing) = above.backing() else {
+                break;
+            };
+            let wanted = Wanted {
+                role: Role::Backing,
+                name: &backing.name,
+                base: &above.file().name,
+                format: backing.format.as_deref(),
+                depth,
+            };
+            // A file deep in the chain fails every image above it.
+            let failed = |name: String, error| {
+                let above = names[1..].iter().rev().cloned();
+                std::iter::once(name)
+                    .chain(above)
+                    .fold(error, |error, name| Error::Dependency {
+                        role: Role::Backing,
+                        name,
+                        source: Box::new(error),
+                    })
+            };
+            let format = match wanted.format.map(str::parse).transpose() {
+                Ok(format) => format,
+                Err(error) => return Err(failed(backing.name.clone(), error)),
+            };
+            if format.is_none() && !options.probe_backing {
+                let what = format!(
+                    "The image does not say which format its backing file '{}' has, and probing it was not allowed",
+                    backing.name
+                );
+                return Err(failed(backing.name.clone(), Error::Refused(what.into())));
+            }
+            let file = match resolver.resolve(&wanted).await {
+                Ok(file) => file,
+                Err(Error::Dependency { name, source, .. }) => return Err(failed(name, *source)),
+                Err(error) => return Err(failed(backing.name.clone(), error)),
+            };
+            let name = file.name.clone();
+            if names.contains(&name) {
+                let what = format!("Backing file '{name}' creates an infinite loop.");
+                return Err(failed(
+                    name,
+                    Error::corrupt(what, Place::of(Structure::BackingName)),
+                ));
+            }
+            if depth >= MAX_CHAIN {
+                let what = format!("More than {MAX_CHAIN} images in the backing chain");
+                return Err(failed(
+                    name,
+                    Error::corrupt(what, Place::of(Structure::BackingName)),
+                ));
+            }
+            let layer = match open_layer(file, format, options, resolver, depth).await {
+                Ok(layer) => layer,
+                Err(error) => return Err(failed(name, error)),
+            };
+            names.push(name);
+            layers.push(layer);
+        }
+        Ok(Self { layers })
+    }
+}
+
+async fn open_layer<S, R>(
+    file: File<S>,
+    format: Option<Format>,
+    options: &OpenOptions,
+    resolver: &R,
+    depth: usize,
+) -> Result<Layer<S>>
+where
+    S: Storage,
+    R: Resolver<Storage = S>,
+{
+    let format = match format {
+        Some(format) => format,
+        None => {
+            let mut start = vec![0; PROBE_BYTES];
+            let length = file.storage.read_at(0, &mut start).await.map_err(|error| {
+                Error::io("Could not read image for determining its format", 0, error)
+            })?;
+            match probe(&start[..length]) {
+                Probed::Known(format) => format,
+                Probed::Foreign(name) => {
+                    return Err(Error::Unsupported(
+                        format!("The image is of format '{name}', which is not supported").into(),
+                    ));
+                }
+            }
+        }
+    };
+    Ok(match format {
+        Format::Raw => Layer::Raw(Raw::open(file).await?),
+        Format::Qcow2 => Layer::Qcow2(Box::new(open_qcow2(file, options, resolver, depth).await?)),
+    })
+}
+
+async fn open_qcow2<S, R>(
+    file: File<S>,
+    options: &OpenOptions,
+    resolver: &R,
+    depth: usize,
+) -> Result<Qcow2<S>>
+where
+    S: Storage,
+    R: Resolver<Storage = S>,
+{
+    let storage = &file.storage;
+    let file_len = storage
+        .len()
+        .await
+        .map_err(|error| Error::io("Could not read qcow2 header", 0, error))?;
+    let mut start = vec![0; 112];
+    let got = storage
+        .read_at(0, &mut start)
+        .await
+        .map_err(|error| Error::io("Could not read qcow2 header", 0, error))?;
+    let raw_header = RawHeader::decode(&start[..got]);
+    let cluster_size = check_basics(&raw_header)?;
+
+    let first = read_first_cluster(storage, &raw_header, cluster_size).await?;
+    let area = extension_area(&first, &raw_header, cluster_size);
+    let describe = |bits| extension::describe_unknown(bits, &extension::feature_names(area));
+    let header = Header::check(&raw_header, file_len, describe)?;
+    let surroundings = Surroundings {
+        cluster_size,
+        encryption: header.encryption,
+        autoclear: header.autoclear,
+    };
+    let extensions = Extensions::parse(area, surroundings)?;
+    let root_tables = root_tables(&header, file_len)?;
+
+    let backing = match header.backing_name {
+        None => None,
+        Some((at, length)) => {
+            let end = at + u64::from(length);
+            let place = Place::at(Structure::BackingName, at);
+            if length > MAX_BACKING_NAME || end > cluster_size.bytes() {
+                return Err(Error::corrupt("Backing file name too long", place));
+            }
+            let name = text(&first[at as usize..end as usize]);
+            Some(BackingName {
+                name,
+                format: extensions.backing_format.clone(),
+            })
+            .filter(|b| !b.name.is_empty())
+        }
+    };
+
+    let snapshots = read_snapshots(storage, &header, file_len).await?;
+    let l1 = read_table(
+        storage,
+        header.l1.offset,
+        header.l1.entries,
+        "Could not read L1 table",
+    )
+    .await?;
+
+    let data_file = match (
+        &extensions.data_file,
+        header.has_data_file() && options.data_file,
+    ) {
+        (_, false) => None,
+        (None, true) => {
+            return Err(Error::Unsupported(
+                "'data-file' is required for this image".into(),
+            ));
+        }
+        (Some(name), true) => {
+            let wanted = Wanted {
+                role: Role::DataFile,
+                name,
+                base: &file.name,
+                format: Some("raw"),
+                depth,
+            };
+            let data_file = resolver
+                .resolve(&wanted)
+                .await
+                .map_err(|error| match error {
+                    error @ Error::Dependency { .. } => error,
+                    error => Error::Dependency {
+                        role: Role::DataFile,
+                        name: name.clone(),
+                        source: Box::new(error),
+                    },
+                })?;
+            Some(data_file)
+        }
+    };
+
+    let cached_clusters = CLUSTER_CACHE_BYTES / cluster_size.bytes();
+    Ok(Qcow2 {
+        file_len,
+        data_file,
+        l2_format: L2Format {
+            cluster_size,
+            extended: header.extended_l2(),
+            zero_flag: header.version >= Version::V3 && !header.extended_l2(),
+            data_file: header.has_data_file(),
+        },
+        tables: TableCache::new(options.cache_bytes, cluster_size),
+        clusters: RefCell::new(Clock::new(cached_clusters.clamp(1, 64) as usize)),
+        decompressor: RefCell::new(Decompressor::new()),
+        root: Root {
+            l1,
+            l1_offset: header.l1.offset,
+            size: header.size,
+        },
+        raw_header,
+        header,
+        extensions,
+        backing,
+        snapshots,
+        root_tables,
+        file,
+    })
+}
+
+/// The part of the first cluster that says something: header, extensions and backing name. Clusters are
+/// up to 2 MiB, and all that hardly ever takes more than a few hundred bytes.
+async fn read_first_cluster<S: Storage>(
+    storage: &S,
+    raw: &RawHeader,
+    cluster_size: ClusterSize,
+) -> Result<Vec<u8>> {
+    const USUALLY_ENOUGH: usize = 64 << 10;
+    let mut first = vec![0; cluster_size.len().min(USUALLY_ENOUGH)];
+    let failed = |error| Error::io("Could not read qcow2 header", 0, error);
+    read_padded(storage, 0, &mut first).await.map_err(failed)?;
+    let name_end = raw
+        .backing_file_offset
+        .saturating_add(raw.backing_file_size.into());
+    if first.len() < cluster_size.len()
+        && (name_end > first.len() as u64
+            || !extension_area(&first, raw, cluster_size).has_end_marker())
+    {
+        first.resize(cluster_size.len(), 0);
+        read_padded(storage, 0, &mut first).await.map_err(failed)?;
+    }
+    Ok(first)
+}
+
+/// Where header extensions stand in the first cluster, of which `first` is the beginning.
+fn extension_area<'a>(first: &'a [u8], raw: &RawHeader, cluster_size: ClusterSize) -> Area<'a> {
+    let end = match raw.backing_file_offset {
+        0 => cluster_size.len(),
+        at => at as usize,
+    };
+    let start = raw.header_length as usize;
+    Area {
+        bytes: first.get(start..end.min(first.len())).unwrap_or_default(),
+        at: start as u64,
+    }
+}
+
+/// The tables that the header points to, which must not overlap (invariant M3).
+fn root_tables(header: &Header, file_len: u64) -> Result<Vec<(u64, u64, Structure)>> {
+    let mut tables = vec![(0, header.cluster_size.bytes(), Structure::Header)];
+    let claims = [
+        (
+            header.refcount_table.offset.0,
+            u64::from(header.refcount_table.entries) * 8,
+            Structure::RefcountTable,
+        ),
+        (
+            header.l1.offset.0,
+            u64::from(header.l1.entries) * 8,
+            Structure::L1Table,
+        ),
+        (
+            header.snapshots.offset.0,
+            u64::from(header.snapshots.entries) * snapshot::FIXED_BYTES as u64,
+            Structure::SnapshotTable,
+        ),
+    ];
+    for (start, length, structure) in claims {
+        let end = start + length;
+        if length == 0 {
+            continue;
+        }
+        if let Some((.., other)) = tables
+            .iter()
+            .find(|(from, to, _)| start < *to && *from < end)
+        {
+            return Err(Error::corrupt(
+                format!(
+                    "The {structure} at {start:#x} overlaps with the {other} (file of {file_len} bytes)"
+                ),
+                Place::at(structure, start),
+            ));
+        }
+        tables.push((start, end, structure));
+    }
+    Ok(tables)
+}
+
+/// Reads the snapshot table, which is as long as its entries say.
+async fn read_snapshots<S: Storage>(
+    storage: &S,
+    header: &Header,
+    file_len: u64,
+) -> Result<Vec<Snapshot>> {
+    /// How much is read at a time; larger than any entry.
+    const PIECE: usize = 256 << 10;
+    let table_at = header.snapshots.offset.0;
+    let mut snapshots = Vec::new();
+    let mut bytes: Vec<u8> = Vec::new();
+    let mut used = 0;
+    let mut at = table_at;
+    for index in 0..header.snapshots.entries {
+        let (snapshot, length) = loop {
+            let entry_at = at - (bytes.len() - used) as u64;
+            snapshot::check_table_length(entry_at - table_at, table_at)?;
+            if let Some(entry) = snapshot::parse(&bytes[used..], entry_at, index)? {
+                break entry;
+            }
+            if at >= file_len {
+                return Err(Error::corrupt(
+                    format!("Snapshot table entry {index} reaches past the end of the file"),
+                    Place::at(Structure::SnapshotTable, entry_at).entry(index.into()),
+                ));
+            }
+            bytes.drain(..used);
+            used = 0;
+            let old = bytes.len();
+            let more = (file_len - at).next_multiple_of(SECTOR).min(PIECE as u64) as usize;
+            bytes.resize(old + more, 0);
+            read_padded(storage, at, &mut bytes[old..])
+                .await
+                .map_err(|error| Error::io("Failed to read snapshot table", at, error))?;
+            at += more as u64;
+        };
+        used = (used + length).min(bytes.len());
+        snapshots.push(snapshot);
+    }
+    Ok(snapshots)
+}

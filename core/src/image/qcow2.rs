@@ -1,0 +1,283 @@
+//! One open qcow2 file: its tables, without its backing files.
+
+use std::cell::RefCell;
+
+use crate::chain::File;
+use crate::codec::Decompressor;
+use crate::error::{Error, Place, Result, Structure};
+use crate::image::clock::Clock;
+use crate::image::tables::TableCache;
+use crate::qcow2::header::{TableClaim, TableRules};
+use crate::qcow2::{
+    Bitmap, COPIED, Extensions, Header, L2Format, MAX_L1_BYTES, OFFSET_MASK, RawHeader, Snapshot,
+    bitmap,
+};
+use crate::storage::{Storage, read_padded};
+use crate::units::{GuestOffset, HostOffset, SECTOR};
+
+/// A backing file as the header names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackingName {
+    /// The name as it stands there. Untrusted.
+    pub name: String,
+    /// The format the image gives, if it does.
+    pub format: Option<String>,
+}
+
+/// What the guest sees of an image: the active state, or one of its snapshots.
+#[derive(Debug)]
+pub(crate) struct Root {
+    /// L1 entries.
+    pub l1: Vec<u64>,
+    /// Where the L1 table stands, for messages.
+    pub l1_offset: HostOffset,
+    /// The disk's size in bytes.
+    pub size: u64,
+}
+
+/// An open qcow2 file.
+pub struct Qcow2<S> {
+    pub(crate) file: File<S>,
+    pub(crate) file_len: u64,
+    pub(crate) data_file: Option<File<S>>,
+    pub(crate) raw_header: RawHeader,
+    pub(crate) header: Header,
+    pub(crate) extensions: Extensions,
+    pub(crate) backing: Option<BackingName>,
+    pub(crate) snapshots: Vec<Snapshot>,
+    pub(crate) root: Root,
+    pub(crate) l2_format: L2Format,
+    pub(crate) tables: TableCache,
+    /// Decompressed clusters, by the place of their compressed data.
+    pub(crate) clusters: RefCell<Clock<crate::qcow2::Compressed, std::rc::Rc<[u8]>>>,
+    pub(crate) decompressor: RefCell<Decompressor>,
+    /// Tables that no data cluster may lie in (invariant M3), as byte ranges of the file.
+    pub(crate) root_tables: Vec<(u64, u64, Structure)>,
+}
+
+impl<S> std::fmt::Debug for Qcow2<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Qcow2")
+            .field("name", &self.file.name)
+            .field("header", &self.header)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S: Storage> Qcow2<S> {
+    /// The file that holds the metadata.
+    #[must_use]
+    pub fn file(&self) -> &File<S> {
+        &self.file
+    }
+
+    /// The length of that file in bytes, when it was opened.
+    #[must_use]
+    pub fn file_len(&self) -> u64 {
+        self.file_len
+    }
+
+    /// The external data file, where the image has one and it was opened.
+    #[must_use]
+    pub fn data_file(&self) -> Option<&File<S>> {
+        self.data_file.as_ref()
+    }
+
+    /// The header.
+    #[must_use]
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The header's fields as they stand.
+    #[must_use]
+    pub fn raw_header(&self) -> &RawHeader {
+        &self.raw_header
+    }
+
+    /// The header extensions.
+    #[must_use]
+    pub fn extensions(&self) -> &Extensions {
+        &self.extensions
+    }
+
+    /// The backing file's name, whether or not it was opened.
+    #[must_use]
+    pub fn backing(&self) -> Option<&BackingName> {
+        self.backing.as_ref()
+    }
+
+    /// The internal snapshots, in the order of the snapshot table.
+    #[must_use]
+    pub fn snapshots(&self) -> &[Snapshot] {
+        &self.snapshots
+    }
+
+    /// How L2 entries are read.
+    #[must_use]
+    pub fn l2_format(&self) -> L2Format {
+        self.l2_format
+    }
+
+    /// The disk's size in bytes, in whole sectors as QEMU counts: of the active state, or of the snapshot
+    /// in use.
+    #[must_use]
+    pub fn virtual_size(&self) -> u64 {
+        self.root.size / SECTOR * SECTOR
+    }
+
+    /// The persistent bitmaps; none where the image says that they are stale.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Corrupt`] for a directory that contradicts itself or lies outside the file.
+    pub async fn bitmaps(&self) -> Result<Vec<Bitmap>> {
+        let Some(extension) = self.extensions.bitmaps else {
+            return Ok(Vec::new());
+        };
+        let rules = self.table_rules();
+        let directory = rules.check(&TableClaim {
+            name: "Bitmap directory",
+            structure: Structure::BitmapDirectory,
+            offset: extension.directory.0,
+            entries: extension.directory_bytes,
+            entry_bytes: 1,
+            limit_bytes: u64::from(u32::MAX),
+        })?;
+        let mut bytes = vec![0; directory.entries as usize];
+        read_padded(&self.file.storage, directory.offset.0, &mut bytes)
+            .await
+            .map_err(|error| {
+                Error::io("Could not read bitmap directory", directory.offset.0, error)
+            })?;
+        bitmap::parse_directory(&bytes, extension, rules)
+    }
+
+    /// The snapshot whose id, or else whose name, is `id_or_name`.
+    #[must_use]
+    pub fn find_snapshot(&self, id_or_name: &str) -> Option<&Snapshot> {
+        let by = |key: fn(&Snapshot) -> &str| {
+            self.snapshots
+                .iter()
+                .find(|snapshot| key(snapshot) == id_or_name)
+        };
+        by(|snapshot| &snapshot.id).or_else(|| by(|snapshot| &snapshot.name))
+    }
+
+    /// Makes `snapshot` what [`crate::Image`] reads, at the snapshot's own size.
+    pub(crate) async fn use_snapshot(&mut self, snapshot: &Snapshot) -> Result<()> {
+        let table = self.table_rules().check(&TableClaim {
+            name: "Snapshot L1 table",
+            structure: Structure::L1Table,
+            offset: snapshot.l1_offset.0,
+            entries: snapshot.l1_entries.into(),
+            entry_bytes: 8,
+            limit_bytes: MAX_L1_BYTES,
+        })?;
+        let size = snapshot.disk_size.unwrap_or(self.header.size);
+        if self.header.l1_entries_for(size) > u64::from(table.entries)
+            && snapshot.disk_size.is_some()
+        {
+            return Err(Error::corrupt(
+                format!(
+                    "The L1 table of snapshot '{}' is too small for its size of {size} bytes",
+                    snapshot.name
+                ),
+                Place::at(Structure::L1Table, snapshot.l1_offset.0),
+            ));
+        }
+        let l1 = read_table(
+            &self.file.storage,
+            table.offset,
+            table.entries,
+            "Could not read L1 table",
+        )
+        .await?;
+        self.root = Root {
+            l1,
+            l1_offset: table.offset,
+            size,
+        };
+        Ok(())
+    }
+
+    pub(crate) fn table_rules(&self) -> TableRules {
+        TableRules {
+            cluster_size: self.header.cluster_size,
+            file_len: self.file_len,
+        }
+    }
+
+    /// Where the L2 table of L1 entry `index` starts, checked; `None` where there is none.
+    pub(crate) fn l2_table(&self, guest: GuestOffset) -> Result<Option<HostOffset>> {
+        let index = guest.0 / self.header.l1_coverage();
+        // Past the table's end nothing is allocated: a snapshot's L1 may be shorter than the disk.
+        let entry = usize::try_from(index)
+            .ok()
+            .and_then(|at| self.root.l1.get(at))
+            .copied()
+            .unwrap_or(0);
+        let offset = HostOffset(entry & OFFSET_MASK);
+        if offset.0 == 0 {
+            return Ok(None);
+        }
+        let place = Place::at(Structure::L1Table, self.root.l1_offset.0 + index * 8).entry(index);
+        let wrong = |how: String| {
+            Err(Error::corrupt(
+                format!("L2 table offset {offset:#x} {how}"),
+                place,
+            ))
+        };
+        if entry & !(OFFSET_MASK | COPIED) != 0 {
+            return wrong(format!(
+                "has reserved bits set (L1 index: {index:#x}, entry {entry:#x})"
+            ));
+        }
+        let cluster = self.header.cluster_size;
+        if !offset.is_aligned(cluster.bytes()) {
+            return wrong(format!("unaligned (L1 index: {index:#x})"));
+        }
+        if offset.0 >= self.file_len {
+            return wrong(format!("past the end of the file (L1 index: {index:#x})"));
+        }
+        if let Some(structure) = self.overlaps_root_table(offset.0, cluster.bytes()) {
+            return wrong(format!(
+                "overlaps with the {structure} (L1 index: {index:#x})"
+            ));
+        }
+        Ok(Some(offset))
+    }
+
+    /// The root table that the bytes from `start` on lie in, if they do.
+    pub(crate) fn overlaps_root_table(&self, start: u64, length: u64) -> Option<Structure> {
+        let end = start.saturating_add(length);
+        self.root_tables
+            .iter()
+            .find(|(from, to, _)| start < *to && *from < end)
+            .map(|(.., structure)| *structure)
+    }
+}
+
+/// A whole table as numbers, read in pieces so that it is never in memory twice.
+pub(crate) async fn read_table<S: Storage>(
+    storage: &S,
+    offset: HostOffset,
+    entries: u32,
+    what: &'static str,
+) -> Result<Vec<u64>> {
+    const PIECE: usize = 64 << 10;
+    let total = entries as usize * 8;
+    let mut table = Vec::with_capacity(entries as usize);
+    let mut piece = vec![0; total.min(PIECE)];
+    let mut done = 0;
+    while done < total {
+        let bytes = &mut piece[..(total - done).min(PIECE)];
+        let at = offset.0 + done as u64;
+        read_padded(storage, at, bytes)
+            .await
+            .map_err(|error| Error::io(what, at, error))?;
+        table.extend(crate::qcow2::bytes::be64_table(bytes));
+        done += bytes.len();
+    }
+    Ok(table)
+}

@@ -1,0 +1,54 @@
+//! Disk images (qcow2, raw) opened, checked, and read over any storage, without trusting them.
+//!
+//! The crate does no I/O of its own: a [`Storage`] supplies bytes, a [`Resolver`] decides which of the
+//! files that an image names may be opened. It has no threads, no clock and no executor; its futures run
+//! on any.
+//!
+//! ```
+//! use oxcow::{DenyAll, File, GuestOffset, Image, MemoryStorage, OpenOptions};
+//!
+//! # async fn example() -> oxcow::Result<()> {
+//! let file = File { storage: MemoryStorage::new(vec![7; 4096]), name: "disk.raw".into() };
+//! let image = Image::open(file, &OpenOptions::default(), &DenyAll::default()).await?;
+//! assert_eq!(image.virtual_size(), 4096);
+//!
+//! let mut sector = [0; 512];
+//! image.read_at(GuestOffset(1024), &mut sector).await?;
+//! assert_eq!(sector, [7; 512]);
+//! # Ok(())
+//! # }
+//! # assert!(futures_util::FutureExt::now_or_never(example()).unwrap().is_ok());
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod chain;
+pub mod check;
+mod codec;
+pub mod compare;
+pub mod convert;
+pub mod error;
+pub mod image;
+pub mod info;
+pub mod inspect;
+mod luks;
+pub mod map;
+pub mod measure;
+pub mod probe;
+pub mod qcow2;
+pub mod raw;
+pub mod storage;
+pub mod units;
+
+pub use chain::{DenyAll, File, Resolver, Wanted};
+pub use check::{CheckOptions, CheckReport};
+pub use error::{Error, Place, Result, Role, Structure};
+pub use image::{Backing, BackingName, Extent, ExtentKind, Image, Layer, OpenOptions, Qcow2};
+pub use probe::Format;
+pub use raw::Raw;
+pub use storage::{MemoryStorage, Storage};
+pub use units::{ClusterSize, GuestOffset, HostOffset};
+
+/// The examples of the README are compiled with the documentation's own.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

@@ -1,0 +1,62 @@
+//! Raw images: the guest's bytes as they are.
+
+use crate::chain::File;
+use crate::error::{Error, Result};
+use crate::qcow2::{Run, RunKind};
+use crate::storage::Storage;
+use crate::units::{GuestOffset, HostOffset, SECTOR};
+
+/// A raw image.
+#[derive(Debug)]
+pub struct Raw<S> {
+    file: File<S>,
+    file_len: u64,
+}
+
+impl<S: Storage> Raw<S> {
+    /// Any file is a raw image.
+    pub async fn open(file: File<S>) -> Result<Self> {
+        let file_len = file.storage.len().await.map_err(|error| Error::Io {
+            what: "Could not get image size".into(),
+            offset: None,
+            source: error,
+        })?;
+        if file_len > i64::MAX as u64 - SECTOR {
+            return Err(Error::OutOfRange("Image is too big".into()));
+        }
+        Ok(Self { file, file_len })
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn file(&self) -> &File<S> {
+        &self.file
+    }
+
+    /// The length of the file in bytes.
+    #[must_use]
+    pub fn file_len(&self) -> u64 {
+        self.file_len
+    }
+
+    /// The disk's size in bytes: whole sectors, as QEMU counts. What the last sector lacks reads as zeros.
+    #[must_use]
+    pub fn virtual_size(&self) -> u64 {
+        self.file_len.next_multiple_of(SECTOR)
+    }
+
+    /// What the bytes from `offset` (inside the disk) on are: the file's, then zeros to the sector's end.
+    pub(crate) fn run_at(&self, offset: GuestOffset) -> Run {
+        let host = HostOffset(offset.0);
+        match self.file_len.checked_sub(offset.0) {
+            Some(length) if length > 0 => Run {
+                length,
+                kind: RunKind::Data(host),
+            },
+            _ => Run {
+                length: self.virtual_size() - offset.0,
+                kind: RunKind::Zero(Some(host)),
+            },
+        }
+    }
+}
