@@ -1,0 +1,170 @@
+//! `map`: which parts of the disk are where.
+
+use oxcow::Image;
+use oxcow::map::{MapEntry, Mapper};
+
+use super::{Command, Context, Output, check_exclusive, check_object, one_operand};
+use crate::args::{Arg, Args, Spec};
+use crate::failure::{Failure, Outcome};
+use crate::file::{FileStorage, block_on};
+use crate::open::Source;
+use crate::{out, outln, size};
+
+pub const COMMAND: Command = Command {
+    name: "map",
+    about: "Dump image metadata",
+    usage: "
+[-f FMT | --image-opts] [--object OBJDEF] [--output human|json]
+        [--start-offset OFFSET] [--max-length LENGTH] [-U] FILENAME
+
+  -f, --format FMT
+     the image's format; without it, its first bytes decide
+  --image-opts
+     FILENAME is a list of options such as driver=qcow2,file.filename=disk.img
+  --start-offset OFFSET
+     where in the disk to begin
+  --max-length LENGTH
+     how much of the disk to show
+  --output human|json
+     how to print (default human)
+  -U, --force-share
+     accepted for compatibility: nothing is locked",
+    run,
+};
+
+const SPEC: Spec = &[
+    "h/help",
+    "f/format=",
+    "image-opts",
+    "s/start-offset=",
+    "l/max-length=",
+    "U/force-share",
+    "output=",
+    "object=",
+];
+
+fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
+    let mut args = Args::new(SPEC, args);
+    let mut source = Source::default();
+    let mut output = Output::Human;
+    let (mut start, mut length) = (0, size::MAX);
+    let mut operands = Vec::new();
+    while let Some(arg) = args.next()? {
+        match arg {
+            Arg::Option("help", _) => return context.help(),
+            Arg::Option("format", value) => source.format = Some(value),
+            Arg::Option("image-opts", _) => source.image_opts = true,
+            Arg::Option("start-offset", value) => {
+                start = size::option("start offset", &value, 0, size::MAX)?
+            }
+            Arg::Option("max-length", value) => {
+                length = size::option("max length", &value, 0, size::MAX)?
+            }
+            Arg::Option("output", value) => output = Output::parse(&value)?,
+            Arg::Option("object", value) => check_object(&value)?,
+            Arg::Option(..) => {}
+            Arg::Operand(operand) => operands.push(operand),
+        }
+    }
+    let given = one_operand(operands)?;
+    check_exclusive(source.image_opts, source.format.as_deref())?;
+    let image = source.open(&given)?;
+    match output {
+        Output::Human => print_human(&image, start, length)?,
+        Output::Json => print_json(&image, start, length)?,
+    }
+    Ok(0)
+}
+
+fn next(mapper: &mut Mapper<'_, FileStorage>) -> Result<Option<MapEntry>, Failure> {
+    block_on(mapper.next())
+        .map_err(|error| Failure::new(format!("Could not read file metadata: {error}")))
+}
+
+fn print_human(image: &Image<FileStorage>, start: u64, length: u64) -> Result<(), Failure> {
+    outln!("{:<16}{:<16}{:<16}File", "Offset", "Length", "Mapped to");
+    let mut mapper = Mapper::new(image, start, length);
+    while let Some(entry) = next(&mut mapper)? {
+        if !entry.data {
+            continue;
+        }
+        let Some(offset) = entry.offset else {
+            return Err(Failure::new(
+                "File contains external, encrypted or compressed clusters.",
+            ));
+        };
+        let file = data_file_name(image, entry.depth);
+        outln!(
+            "{:<16}{:<16}{:<16}{file}",
+            hex(entry.start),
+            hex(entry.length),
+            hex(offset.0)
+        );
+    }
+    Ok(())
+}
+
+/// C's `%#x`: zero has no prefix.
+fn hex(value: u64) -> String {
+    if value == 0 {
+        "0".to_owned()
+    } else {
+        format!("{value:#x}")
+    }
+}
+
+/// The file in which data of the image at `depth` of the chain lies.
+fn data_file_name(image: &Image<FileStorage>, depth: usize) -> &str {
+    let layer = &image.layers()[depth];
+    layer
+        .as_qcow2()
+        .and_then(|qcow2| qcow2.data_file())
+        .map_or(layer.name(), |file| &file.name)
+}
+
+fn print_json(image: &Image<FileStorage>, start: u64, length: u64) -> Result<(), Failure> {
+    let mut mapper = Mapper::new(image, start, length);
+    out!("[");
+    if mapper.at_end() {
+        // Where there is nothing, an entry says so.
+        print_entry(&MapEntry {
+            start,
+            length: 0,
+            depth: 0,
+            present: false,
+            zero: false,
+            data: false,
+            compressed: false,
+            offset: None,
+        });
+    }
+    while let Some(entry) = next(&mut mapper)? {
+        print_entry(&entry);
+        if !mapper.at_end() {
+            outln!(",");
+        }
+    }
+    outln!("]");
+    Ok(())
+}
+
+fn print_entry(entry: &MapEntry) {
+    let MapEntry {
+        start,
+        length,
+        depth,
+        present,
+        zero,
+        data,
+        compressed,
+        offset,
+    } = entry;
+    out!(
+        "{{ \"start\": {start}, \"length\": {length}, \"depth\": {depth}, \"present\": {present}, \
+         \"zero\": {zero}, \"data\": {data}, \"compressed\": {compressed}"
+    );
+    if let Some(offset) = offset {
+        out!(", \"offset\": {}", offset.0);
+    }
+    out!("}}");
+}
