@@ -1,0 +1,33 @@
+/**
+ * Disk images in the browser. The engine runs in a dedicated worker; nothing is read but what is asked for,
+ * and nothing named inside an image is opened unless the caller supplies it.
+ *
+ * @example
+ * import { start } from 'oxcow';
+ * const engine = await start();
+ * const image = await engine.open(file); // a File that was dropped or chosen
+ * console.log(await image.info());
+ *
+ * @module
+ */
+
+import type { ModuleSource } from './local.js';
+import { RemoteEngine } from './remote.js';
+import type { Engine } from './types.js';
+
+export { OxcowError, type ErrorCode, type Place } from './errors.js';
+export type { ModuleSource } from './local.js';
+export * from './types.js';
+
+export interface StartOptions {
+  /** A worker that runs `oxcow/worker`, for bundlers that do not find it by themselves. */
+  worker?: Worker;
+  /** The compiled engine, or where it is, if not beside the worker. */
+  module?: ModuleSource;
+}
+
+/** Starts an engine in a worker of its own. */
+export async function start(options: StartOptions = {}): Promise<Engine> {
+  const worker = options.worker ?? new Worker(new URL('./worker.js', import.meta.url), { type: 'module' });
+  return RemoteEngine.start(worker, options.module);
+}

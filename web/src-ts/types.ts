@@ -1,0 +1,300 @@
+import type { Place } from './errors.js';
+
+/** A size or an offset in bytes: a number, or a bigint past 2^53. */
+export type Size = number | bigint;
+
+/** Bytes of the caller's own, wherever they come from. */
+export interface CustomSource {
+  /** Shown in messages, and the base of relative names inside the image. */
+  readonly name?: string;
+  /** The length in bytes; it does not change while the source is open. */
+  readonly size: number;
+  /**
+   * Gives `length` bytes from byte `offset` on: fewer only where the source ends. May answer at once or by
+   * a promise; several reads may be under way at once.
+   */
+  read(offset: number, length: number): Uint8Array | Promise<Uint8Array>;
+  /**
+   * `true`: every call is dear, so read large aligned windows and keep some (the default where answers come
+   * by messages between threads); `false`: calls cost little.
+   */
+  readonly windowed?: boolean;
+}
+
+/** What an image can be read from. */
+export type Source = Blob | Uint8Array | ArrayBuffer | CustomSource;
+
+/** A file that an image names, and that the caller may supply. */
+export interface WantedFile {
+  /** `backing`: holds what the image above has not stored; `data-file`: holds the guest's data. */
+  role: 'backing' | 'data-file';
+  /** The name as it stands in the image. It is untrusted: nothing has been opened. */
+  name: string;
+  /** The name of the image that asks. */
+  base: string;
+  /** The format that the image gives for it, if it does. */
+  format: string | undefined;
+  /** 0 for a file that the image itself names, 1 for one that its backing file names… */
+  depth: number;
+}
+
+/** Supplies a file that an image names, or refuses it with `undefined`. */
+export type Resolve = (wanted: WantedFile) => Source | undefined | Promise<Source | undefined>;
+
+/** The formats that this version opens. */
+export type Format = 'qcow2' | 'raw';
+
+export interface OpenOptions {
+  /** The image's format; looked for in its first bytes where not given. */
+  format?: Format;
+  /** The name of a source that has none of its own. */
+  name?: string;
+  /** `ignore`: do not open backing files; what they would supply reads as zeros. Default: `open`. */
+  backing?: 'open' | 'ignore';
+  /** `ignore`: do not open external data files; the content of an image that has one cannot be read then. */
+  dataFile?: 'open' | 'ignore';
+  /** Asked for every backing and data file that an image names. Without it, all are refused. */
+  resolve?: Resolve;
+  /** The most that may be kept of the image's tables, in bytes. Default: 32 MiB. */
+  cacheBytes?: number;
+  signal?: AbortSignal;
+}
+
+/** Follows and stops what may take long. */
+export interface LongOptions {
+  signal?: AbortSignal;
+  /** Called now and then with how much is done, of how much: in units of the operation's own. */
+  onProgress?: (done: number, total: number) => void;
+}
+
+/** A range of the disk as its guest sees it; all of it by default. */
+export interface Range {
+  /** The first byte. Default: 0. */
+  start?: Size;
+  /** How many bytes. Default: up to the end. */
+  length?: Size;
+}
+
+/** An internal snapshot, as `qemu-img info --output=json` gives it. */
+export interface Snapshot {
+  id: string;
+  name: string;
+  /** The bytes of the virtual machine's state. */
+  vmStateSize: Size;
+  /** Seconds since 1970. */
+  dateSec: number;
+  dateNsec: number;
+  vmClockSec: number;
+  vmClockNsec: number;
+  /** Instructions executed, where recorded. */
+  icount?: Size;
+  /** The size of the guest's disk then, in bytes, where the image says so. */
+  diskSize?: Size;
+}
+
+/** A persistent dirty bitmap. */
+export interface Bitmap {
+  name: string;
+  /** The bytes that one bit stands for. */
+  granularity: Size;
+  /** `in-use`: was not saved after its last change, not to be trusted; `auto`: writers keep it up to date. */
+  flags: string[];
+}
+
+/** The fields of `qemu-img info --output=json`, in camelCase. */
+export interface ImageInfo {
+  filename: string;
+  format: string;
+  /** The size of the guest's disk in bytes. */
+  virtualSize: Size;
+  /** The bytes that the file takes; its length where a source cannot tell. */
+  actualSize?: Size;
+  clusterSize?: number;
+  encrypted?: boolean;
+  dirtyFlag?: boolean;
+  backingFilename?: string;
+  fullBackingFilename?: string;
+  backingFilenameFormat?: string;
+  snapshots?: Snapshot[];
+  formatSpecific?: { type: string; data: Qcow2Specific };
+}
+
+export interface Qcow2Specific {
+  /** `0.10` for version 2, `1.1` for version 3. */
+  compat: string;
+  compressionType?: string;
+  lazyRefcounts?: boolean;
+  refcountBits: number;
+  corrupt?: boolean;
+  extendedL2?: boolean;
+  dataFile?: string;
+  dataFileRaw?: boolean;
+  encrypt?: { format: string; [more: string]: unknown };
+  bitmaps?: Bitmap[];
+}
+
+/** A run of bytes of the guest's disk that is all of one kind, as `qemu-img map --output=json` gives it. */
+export interface Extent {
+  start: Size;
+  length: Size;
+  /** 0 in the image itself, 1 in its backing file… */
+  depth: number;
+  /** Whether any layer of the chain says something about it. */
+  present: boolean;
+  /** Whether it reads as zeros. */
+  zero: boolean;
+  /** Whether bytes of it are stored. */
+  data: boolean;
+  compressed: boolean;
+  /** Where in the layer's file it is stored, for uncompressed data. */
+  offset?: Size;
+}
+
+export interface MapOptions extends Range, LongOptions {
+  /** The most extents to give at once. Default: 1000. */
+  limit?: number;
+}
+
+export interface MapPage {
+  extents: Extent[];
+  /** Where the next page starts; absent at the end of the range. */
+  next?: Size;
+}
+
+export interface OverviewOptions extends Range, LongOptions {
+  /** Into how many equal parts the range is divided. */
+  cells: number;
+}
+
+/** The kinds of content that {@link Overview} counts, in the order of its shares. */
+export const OVERVIEW_KINDS = ['unallocated', 'zero', 'data', 'compressed', 'backing', 'damaged'] as const;
+
+/** How much of each part of a disk is of which kind: what a picture of it needs. */
+export interface Overview {
+  start: Size;
+  length: Size;
+  cells: number;
+  /**
+   * For each cell, for each of {@link OVERVIEW_KINDS}: its share of the cell, 0 to 255; never 0 for a kind
+   * of which there is anything.
+   */
+  shares: Uint8Array;
+  /** How many bytes of the range are of each of {@link OVERVIEW_KINDS}. */
+  totals: Size[];
+}
+
+/** The fields of `qemu-img check --output=json`, in camelCase; counts are absent where they are zero. */
+export interface CheckReport {
+  filename: string;
+  format: string;
+  /** Errors that kept the check itself from reading something. */
+  checkErrors: number;
+  corruptions?: number;
+  leaks?: number;
+  imageEndOffset?: Size;
+  totalClusters?: number;
+  allocatedClusters?: number;
+  fragmentedClusters?: number;
+  compressedClusters?: number;
+  /** What was found, a sentence each; the first thousand. */
+  messages: string[];
+}
+
+/**
+ * How much a finding matters. `note`: ordinary images have such; `warning`: somebody has to decide or to look
+ * before the image is used; `danger`: no ordinary program makes this, and using the image may reach other
+ * files, mislead programs or exhaust the machine.
+ */
+export type Severity = 'note' | 'warning' | 'danger';
+
+/** Something that the safety report tells. */
+export interface Finding {
+  /** What it is, in kebab case; it keeps its meaning from version to version. */
+  code: string;
+  severity: Severity;
+  /** A sentence for a person. */
+  message: string;
+  /** Where in the file. */
+  place?: Place;
+  /** The number that stands there, or the feature's bit. */
+  number?: Size;
+  /** At how many places of the same structure this was found. */
+  count: Size;
+}
+
+/** A property of the image that the safety report tells. */
+export interface Fact {
+  code: string;
+  name: string;
+  value: string;
+  /** The value where it is a number: bytes for sizes. */
+  number?: Size;
+}
+
+/** What is known of a file before anything it names is followed. */
+export interface SafetyReport {
+  /** `safe`: nothing above a note; `caution`: a warning; `unsafe`: a danger. */
+  verdict: 'safe' | 'caution' | 'unsafe';
+  /** What the file is taken for, by QEMU's name. */
+  format: string;
+  /** Everything that the file has the signature of, `format` first. */
+  formats: string[];
+  /** Whether the engine can open it, the files it wants aside. */
+  opens: boolean;
+  fileSize: Size;
+  /** The disk's size as the image claims it. */
+  virtualSize?: Size;
+  /** The other files that the image asks for; none of them was opened. Names are untrusted. */
+  wants: { role: 'backing' | 'data-file'; name: string; format?: string; reach: string }[];
+  facts: Fact[];
+  /** What was found, the worst first. */
+  findings: Finding[];
+}
+
+/** What was read from the sources of an image so far. */
+export interface Traffic {
+  /** Bytes. */
+  bytes: number;
+  reads: number;
+}
+
+export interface StreamOptions extends Range, LongOptions {
+  /** Bytes in each chunk. Default: 1 MiB. */
+  chunkSize?: number;
+}
+
+/** An open disk image with its backing chain, read as its guest would read it. */
+export interface DiskImage extends AsyncDisposable {
+  /** The size of the guest's disk in bytes: of the active state, or of the snapshot in use. */
+  readonly virtualSize: Size;
+  /** The id of the snapshot in use; `undefined` for the active state. */
+  readonly snapshot: string | undefined;
+  /** The image and its backing files, from the top down. */
+  info(): Promise<ImageInfo[]>;
+  snapshots(): Promise<Snapshot[]>;
+  bitmaps(): Promise<Bitmap[]>;
+  /** A page of the map: what each part of the disk is, and where it is stored. */
+  map(options?: MapOptions): Promise<MapPage>;
+  /** All pages of the map, one extent after the other. */
+  extents(options?: MapOptions): AsyncIterable<Extent>;
+  overview(options: OverviewOptions): Promise<Overview>;
+  /** Checks the image's own consistency, changing nothing. */
+  check(options?: LongOptions): Promise<CheckReport>;
+  /** Reads bytes of the guest's disk; the range must lie inside it. */
+  read(offset: Size, length: number, options?: { signal?: AbortSignal }): Promise<Uint8Array>;
+  /** The guest's disk (or a range of it) as raw bytes, read as they are asked for. */
+  stream(options?: StreamOptions): ReadableStream<Uint8Array>;
+  /** Reads this snapshot from now on, or the active state again. */
+  useSnapshot(idOrName: string | undefined): Promise<void>;
+  traffic(): Promise<Traffic>;
+  close(): Promise<void>;
+}
+
+/** An engine: opens images. */
+export interface Engine extends AsyncDisposable {
+  open(source: Source, options?: OpenOptions): Promise<DiskImage>;
+  /** Reports what is known of a file, without following anything it names. Works on damaged images. */
+  inspect(source: Source, options?: { name?: string; signal?: AbortSignal }): Promise<SafetyReport>;
+  /** Closes every image and frees the engine. */
+  close(): Promise<void>;
+}

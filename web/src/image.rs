@@ -1,0 +1,357 @@
+//! An open image, as the package's TypeScript drives it.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use js_sys::{Function, Uint8Array};
+use oxcow::info::{FormatSpecific, SnapshotInfo, info};
+use oxcow::map::{MapEntry, Mapper};
+use oxcow::{
+    Backing, CheckReport, Error, File, Format, GuestOffset, Image, OpenOptions, Result, check,
+};
+use serde::Serialize;
+use wasm_bindgen::prelude::*;
+
+use crate::control::Control;
+use crate::error::to_record;
+use crate::overview::overview;
+use crate::resolve::JsResolver;
+use crate::storage::{JsSource, WebStorage};
+use crate::to_js::to_js;
+
+#[wasm_bindgen]
+extern "C" {
+    /// `EngineOptions` of the package.
+    pub type JsOpenOptions;
+
+    #[wasm_bindgen(method, getter)]
+    fn format(this: &JsOpenOptions) -> Option<String>;
+    #[wasm_bindgen(method, getter, js_name = ignoreBacking)]
+    fn ignore_backing(this: &JsOpenOptions) -> bool;
+    #[wasm_bindgen(method, getter, js_name = ignoreDataFile)]
+    fn ignore_data_file(this: &JsOpenOptions) -> bool;
+    #[wasm_bindgen(method, getter, js_name = cacheBytes)]
+    fn cache_bytes(this: &JsOpenOptions) -> Option<f64>;
+}
+
+/// What a call gives to JavaScript: a failure is a plain object, see [`to_record`].
+type JsResult<T> = std::result::Result<T, JsValue>;
+
+/// What a check found, as qemu-img tells it in JSON and in words.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct CheckResult {
+    filename: String,
+    format: &'static str,
+    #[serde(flatten)]
+    report: CheckReport,
+    /// The first problems, a sentence each.
+    messages: Vec<String>,
+}
+
+/// How many problems are told in words.
+const MOST_MESSAGES: usize = 1000;
+
+/// Keeps the first problems and passes on the progress.
+struct Watch<'a> {
+    control: &'a Control,
+    messages: Vec<String>,
+}
+
+impl check::Watcher for Watch<'_> {
+    fn problem(&mut self, problem: &check::Problem) {
+        if self.messages.len() < MOST_MESSAGES {
+            self.messages.push(problem.to_string());
+        }
+    }
+
+    fn progress(&mut self, done: u64, total: u64) -> bool {
+        self.control.progress(done as f64, total as f64);
+        true
+    }
+}
+
+/// A part of the map.
+#[derive(Serialize)]
+struct MapPage {
+    extents: Vec<MapEntry>,
+    /// Where the next page starts.
+    next: Option<u64>,
+}
+
+/// A snapshot with its disk's size, which qemu-img does not tell.
+#[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct SnapshotWithSize {
+    #[serde(flatten)]
+    snapshot: SnapshotInfo,
+    disk_size: Option<u64>,
+}
+
+/// An image with its chain. All calls take `&self`: several may be under way at once.
+#[wasm_bindgen]
+pub struct EngineImage {
+    /// What is read; replaced as a whole by [`Self::use_snapshot`], so that reads under way finish on the
+    /// one they began with.
+    view: RefCell<Rc<View>>,
+    file: File<WebStorage>,
+    options: OpenOptions,
+    resolver: JsResolver,
+}
+
+struct View {
+    image: Image<WebStorage>,
+    snapshot: Option<String>,
+}
+
+#[wasm_bindgen]
+impl EngineImage {
+    /// Opens the image in `source`; `resolve` is asked for what it names.
+    pub async fn open(
+        source: JsSource,
+        options: JsOpenOptions,
+        resolve: Function,
+    ) -> JsResult<EngineImage> {
+        let defaults = OpenOptions::default();
+        let format = options
+            .format()
+            .map(|name| name.parse::<Format>())
+            .transpose();
+        let options = OpenOptions {
+            format: format.map_err(|error| to_record(&error))?,
+            backing: if options.ignore_backing() {
+                Backing::Ignore
+            } else {
+                Backing::Open
+            },
+            // The caller has supplied the file by then, and what its content may name is asked for again.
+            probe_backing: true,
+            data_file: !options.ignore_data_file(),
+            cache_bytes: options
+                .cache_bytes()
+                .map_or(defaults.cache_bytes, |bytes| bytes as usize),
+        };
+        let file = File {
+            name: source.name(),
+            storage: WebStorage::new(source),
+        };
+        let resolver = JsResolver::new(resolve);
+        let image = Image::open(clone(&file), &options, &resolver)
+            .await
+            .map_err(|error| to_record(&error))?;
+        let view = RefCell::new(Rc::new(View {
+            image,
+            snapshot: None,
+        }));
+        Ok(Self {
+            view,
+            file,
+            options,
+            resolver,
+        })
+    }
+
+    fn view(&self) -> Rc<View> {
+        Rc::clone(&self.view.borrow())
+    }
+
+    /// The size of the disk in bytes.
+    #[wasm_bindgen(js_name = virtualSize)]
+    pub fn virtual_size(&self) -> u64 {
+        self.view().image.virtual_size()
+    }
+
+    /// The id of the snapshot in use.
+    #[wasm_bindgen(js_name = usedSnapshot)]
+    pub fn used_snapshot(&self) -> Option<String> {
+        self.view().snapshot.clone()
+    }
+
+    /// What each file of the chain says of itself, from the top down.
+    pub async fn info(&self) -> JsResult<JsValue> {
+        let view = self.view();
+        let mut files = Vec::new();
+        for layer in view.image.layers() {
+            files.push(info(layer).await.map_err(|error| to_record(&error))?);
+        }
+        Ok(to_js(&files)?)
+    }
+
+    /// The snapshots of the image itself.
+    pub async fn snapshots(&self) -> JsResult<JsValue> {
+        let view = self.view();
+        let top = view.image.top();
+        let told = info(top)
+            .await
+            .map_err(|error| to_record(&error))?
+            .snapshots;
+        let sizes = top
+            .as_qcow2()
+            .map_or(&[][..], |top| top.snapshots())
+            .iter()
+            .map(|snapshot| snapshot.disk_size);
+        let sized: Vec<SnapshotWithSize> = told
+            .into_iter()
+            .zip(sizes)
+            .map(|(snapshot, disk_size)| SnapshotWithSize {
+                snapshot,
+                disk_size,
+            })
+            .collect();
+        Ok(to_js(&sized)?)
+    }
+
+    /// The bitmaps of the image itself.
+    pub async fn bitmaps(&self) -> JsResult<JsValue> {
+        let view = self.view();
+        let told = info(view.image.top())
+            .await
+            .map_err(|error| to_record(&error))?;
+        let bitmaps = match told.format_specific {
+            Some(FormatSpecific::Qcow2(qcow2)) => qcow2.bitmaps,
+            _ => Vec::new(),
+        };
+        Ok(to_js(&bitmaps)?)
+    }
+
+    /// At most `limit` extents of the map.
+    pub async fn map(
+        &self,
+        start: u64,
+        length: u64,
+        limit: u32,
+        control: Control,
+    ) -> JsResult<JsValue> {
+        let view = self.view();
+        let page = control
+            .run(map_page(&view.image, start, length, limit as usize))
+            .await;
+        Ok(to_js(&page.map_err(|error| to_record(&error))?)?)
+    }
+
+    /// How much of each of `cells` equal parts is of which kind: `shares`, a byte for each cell and kind, and
+    /// `totals`, the bytes of each kind.
+    pub async fn overview(
+        &self,
+        start: u64,
+        length: u64,
+        cells: u32,
+        control: Control,
+    ) -> JsResult<JsValue> {
+        let view = self.view();
+        let progress = |done, total| control.progress(done as f64, total as f64);
+        let walk = overview(&view.image, start, length, cells, progress);
+        let overview = control.run(walk).await.map_err(|error| to_record(&error))?;
+        let found = js_sys::Object::new();
+        let shares = Uint8Array::from(overview.shares().as_slice());
+        js_sys::Reflect::set(&found, &"shares".into(), &shares)?;
+        js_sys::Reflect::set(&found, &"totals".into(), &to_js(&overview.totals())?)?;
+        Ok(found.into())
+    }
+
+    /// Checks the image's own file, changing nothing.
+    pub async fn check(&self, control: Control) -> JsResult<JsValue> {
+        let view = self.view();
+        let top = view.image.top();
+        let mut watch = Watch {
+            control: &control,
+            messages: Vec::new(),
+        };
+        let report = match top.as_qcow2() {
+            Some(qcow2) => control
+                .run(check::check(qcow2, &mut watch))
+                .await
+                .map_err(|error| to_record(&error))?,
+            None => {
+                return Err(to_record(&Error::Unsupported(
+                    "This image format does not support checks".into(),
+                )));
+            }
+        };
+        let filename = top.name().to_owned();
+        Ok(to_js(&CheckResult {
+            filename,
+            format: top.format().name(),
+            report,
+            messages: watch.messages,
+        })?)
+    }
+
+    /// The `length` bytes of the disk from `offset` on.
+    pub async fn read(&self, offset: u64, length: u32) -> JsResult<Uint8Array> {
+        let view = self.view();
+        let mut bytes = vec![0; length as usize];
+        view.image
+            .read_at(GuestOffset(offset), &mut bytes)
+            .await
+            .map_err(|error| to_record(&error))?;
+        Ok(Uint8Array::from(bytes.as_slice()))
+    }
+
+    /// Reads a snapshot from now on, or the active state again.
+    #[wasm_bindgen(js_name = useSnapshot)]
+    pub async fn use_snapshot(&self, id_or_name: Option<String>) -> JsResult<()> {
+        let opened = async {
+            let mut image = Image::open(clone(&self.file), &self.options, &self.resolver).await?;
+            let mut snapshot = None;
+            if let Some(wanted) = id_or_name {
+                image.use_snapshot(&wanted).await?;
+                let found = image
+                    .top()
+                    .as_qcow2()
+                    .and_then(|top| top.find_snapshot(&wanted));
+                snapshot = found.map(|found| found.id.clone());
+            }
+            Ok::<_, Error>(View { image, snapshot })
+        };
+        let view = opened.await.map_err(|error| to_record(&error))?;
+        self.view.replace(Rc::new(view));
+        Ok(())
+    }
+}
+
+/// Extents until there are `limit`, the range ends, or the map cannot be read: the page after tells why.
+async fn map_page(
+    image: &Image<WebStorage>,
+    start: u64,
+    length: u64,
+    limit: usize,
+) -> Result<MapPage> {
+    let mut mapper = Mapper::new(image, start, length);
+    let mut extents: Vec<MapEntry> = Vec::new();
+    let end = start + length;
+    let mut at = start;
+    while at < end && extents.len() < limit.max(1) {
+        match mapper.next().await {
+            Ok(Some(extent)) => {
+                at = extent.start + extent.length;
+                extents.push(extent);
+            }
+            Ok(None) => break,
+            Err(error) if extents.is_empty() => return Err(error),
+            Err(_) => break,
+        }
+    }
+    Ok(MapPage {
+        extents,
+        next: (at < end).then_some(at),
+    })
+}
+
+/// The safety report on a file: nothing it names is followed.
+#[wasm_bindgen]
+pub async fn inspect(source: JsSource) -> JsResult<JsValue> {
+    let storage = WebStorage::new(source);
+    let report = oxcow::inspect::inspect(&storage)
+        .await
+        .map_err(|error| to_record(&error))?;
+    Ok(to_js(&report)?)
+}
+
+/// The same file: its storage is shared.
+fn clone(file: &File<WebStorage>) -> File<WebStorage> {
+    File {
+        storage: file.storage.clone(),
+        name: file.name.clone(),
+    }
+}
