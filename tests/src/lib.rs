@@ -1,0 +1,22 @@
+//! What the crossing tests share: images made by the native tools, the judge, the program under test, and
+//! the comparison of the two.
+//!
+//! `tests/differential.rs` reads every image of the [`gallery`] with both programs, `tests/damaged.rs` breaks
+//! images field by field, `tests/real_disk.rs` builds a disk with partitions and file systems, and
+//! `tests/safety.rs` looks at the safety report.
+
+pub mod compare;
+pub mod damage;
+pub mod disk;
+pub mod gallery;
+pub mod normalise;
+pub mod oracle;
+pub mod oslo;
+pub mod ours;
+pub mod parallel;
+pub mod recipe;
+pub mod recipes;
+pub mod report;
+pub mod rng;
+pub mod run;
+pub mod scratch;

@@ -1,0 +1,159 @@
+//! The program under test: the WASI build under wasmtime, and the native build.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use serde_json::Value;
+
+use crate::oracle::{Tool, on_path};
+use crate::run::{self, Outcome};
+use crate::scratch;
+
+/// The limit that damaged images must stay below: what the module may use of its own memory, in bytes.
+pub const MEMORY_LIMIT: u64 = 64 << 20;
+
+/// One build of the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Build {
+    /// Under wasmtime, seeing only the working folder and what is asked for.
+    Wasm,
+    /// Without a sandbox.
+    Native,
+}
+
+impl Build {
+    /// Runs `program args…` in `dir`. `program` is the name the tool is called by, which is what its
+    /// messages begin with; `also` is one more folder that it may use, such as the place of its output.
+    #[must_use]
+    pub fn run(self, program: &str, dir: &Path, also: Option<&Path>, args: &[String]) -> Outcome {
+        run::run(&mut self.command(program, dir, also, args))
+    }
+
+    /// Runs what the judge's `tool args…` is in ours, under the judge's name.
+    #[must_use]
+    pub fn stand_in(self, tool: Tool, dir: &Path, also: Option<&Path>, args: &[String]) -> Outcome {
+        match tool {
+            Tool::Img => self.run(tool.name(), dir, also, args),
+            Tool::Io => {
+                let args: Vec<String> = std::iter::once("io".to_owned())
+                    .chain(args.iter().cloned())
+                    .collect();
+                self.run(tool.name(), dir, also, &args)
+            }
+        }
+    }
+
+    fn command(self, program: &str, dir: &Path, also: Option<&Path>, args: &[String]) -> Command {
+        let mut command;
+        match self {
+            Self::Wasm => {
+                command = run::command(wasmtime(), dir);
+                command.args(["run", "-W", &format!("max-memory-size={MEMORY_LIMIT}")]);
+                command.args([
+                    "--dir", ".", "--env", "PWD", "--env", "TZ", "--argv0", program,
+                ]);
+                if let Some(also) = also {
+                    command.arg("--dir").arg(also);
+                }
+                command.arg(wasm_module());
+            }
+            Self::Native => {
+                command = run::command(native_binary_called(program), dir);
+            }
+        }
+        command.args(args);
+        command
+    }
+}
+
+/// Where wasmtime is: `$WASMTIME`, the PATH, or the place where the project's set-up puts it.
+///
+/// # Panics
+/// Where there is none.
+pub fn wasmtime() -> &'static Path {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        let installed = || {
+            let cache = PathBuf::from(std::env::var_os("HOME")?).join(".cache/oxcow");
+            let folders = std::fs::read_dir(cache).ok()?.flatten();
+            folders
+                .map(|entry| entry.path().join("bin/wasmtime"))
+                .find(|file| file.is_file())
+        };
+        let given = std::env::var_os("WASMTIME").map(PathBuf::from);
+        let found = given.or_else(|| on_path("wasmtime")).or_else(installed);
+        found.expect("wasmtime is not installed: `cargo xtask test` does that, or set WASMTIME")
+    })
+}
+
+fn wasm_module() -> &'static Path {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        let module = given_or_built("OXCOW_WASM", &["--target", "wasm32-wasip1"]);
+        // The first start compiles the module, which is no part of what any test measures.
+        let _ = run::run(
+            run::command(wasmtime(), Path::new("/"))
+                .arg("run")
+                .arg(&module)
+                .arg("--help"),
+        );
+        module
+    })
+}
+
+fn native_binary() -> &'static Path {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    FOUND.get_or_init(|| given_or_built("OXCOW_NATIVE", &[]))
+}
+
+/// The name a program is called by is that of the file it is started from.
+fn native_binary_called(program: &str) -> PathBuf {
+    static MADE: Mutex<()> = Mutex::new(());
+    let folder = scratch::cache().join("names");
+    let link = folder.join(program);
+    let _one_at_a_time = MADE.lock().unwrap_or_else(PoisonError::into_inner);
+    if std::fs::read_link(&link).ok().as_deref() != Some(native_binary()) {
+        let _ = std::fs::remove_file(&link);
+        std::fs::create_dir_all(&folder).expect("the target folder can be written");
+        // Another process of the same test run may have been faster.
+        let _ = std::os::unix::fs::symlink(native_binary(), &link);
+    }
+    link
+}
+
+fn given_or_built(variable: &str, target: &[&str]) -> PathBuf {
+    if let Some(given) = std::env::var_os(variable) {
+        let path = PathBuf::from(given);
+        return path
+            .canonicalize()
+            .unwrap_or_else(|error| panic!("{variable}={}: {error}", path.display()));
+    }
+    // The profile of tests: optimised, with overflow checks. Debug information would only make every start
+    // of the module slower.
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args([
+            "build",
+            "--package",
+            "oxcow-cli",
+            "--profile",
+            "test",
+            "--message-format",
+            "json-render-diagnostics",
+        ])
+        .args(["--config", "profile.test.strip=\"debuginfo\""])
+        .args(target)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .stderr(std::process::Stdio::inherit())
+        .output()
+        .expect("cargo starts");
+    assert!(output.status.success(), "cargo build of oxcow-cli failed");
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let built = messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| message["target"]["name"] == "oxcow")
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from));
+    built.expect("cargo names the program it built")
+}
