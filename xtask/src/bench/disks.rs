@@ -1,0 +1,99 @@
+//! The images that are measured: made once, of this machine's own files.
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::project::{Result, find_program, run_quietly};
+
+/// How much real content the disk gets, in bytes.
+const CONTENT: u64 = 700 << 20;
+
+/// A 4 GiB ext4 disk with 700 MB of programs, libraries and documents, as qcow2 plain, zlib and zstd.
+pub fn real(folder: &Path) -> Result<()> {
+    once(folder, "real", |folder| {
+        let tree = folder.join("tree");
+        let mut left = CONTENT;
+        fs::create_dir_all(&tree)?;
+        for source in ["/usr/bin", "/usr/share", "/usr/lib"] {
+            copy_up_to(Path::new(source), &tree.join(&source[1..]), &mut left)?;
+        }
+        let raw = folder.join("real.raw");
+        fs::File::create(&raw)?.set_len(4 << 30)?;
+        let mkfs = find_program(&["mkfs.ext4"]).ok_or("mkfs.ext4 is missing (e2fsprogs)")?;
+        run_quietly(Command::new(mkfs).args(["-q", "-d"]).arg(&tree).arg(&raw))?;
+        fs::remove_dir_all(&tree)?;
+        for (name, options) in [
+            ("plain", &[][..]),
+            ("zlib", &["-c"]),
+            ("zstd", &["-c", "-o", "compression_type=zstd"]),
+        ] {
+            let mut convert = qemu_img(folder);
+            convert.args(["convert", "-O", "qcow2"]).args(options);
+            run_quietly(convert.args(["real.raw", &format!("{name}.qcow2")]))?;
+        }
+        Ok(fs::remove_file(raw)?)
+    })
+}
+
+/// 512 MiB, every cluster allocated.
+pub fn full(folder: &Path) -> Result<()> {
+    once(folder, "full", |folder| {
+        run_quietly(qemu_img(folder).args(["create", "-f", "qcow2", "full.qcow2", "512M"]))?;
+        let mut write = Command::new("qemu-io");
+        run_quietly(
+            write
+                .current_dir(folder)
+                .args(["-c", "write -P 1 0 512M", "full.qcow2"]),
+        )
+    })
+}
+
+/// 1 TiB, every cluster allocated and none written: 128 MiB of L2 tables.
+pub fn tebibyte(folder: &Path) -> Result<()> {
+    once(folder, "tebibyte", |folder| {
+        let options = ["create", "-f", "qcow2", "-o", "preallocation=metadata"];
+        run_quietly(
+            qemu_img(folder)
+                .args(options)
+                .args(["tebibyte.qcow2", "1T"]),
+        )
+    })
+}
+
+fn qemu_img(folder: &Path) -> Command {
+    let mut command = Command::new("qemu-img");
+    command.current_dir(folder);
+    command
+}
+
+fn once(folder: &Path, name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let done = folder.join(format!("{name}.done"));
+    if done.exists() {
+        return Ok(());
+    }
+    eprintln!("making the {name} images in {}", folder.display());
+    fs::create_dir_all(folder)?;
+    make(folder)?;
+    Ok(fs::write(done, "")?)
+}
+
+/// Copies plain files, in the order of their names, until `left` bytes are used up.
+fn copy_up_to(from: &Path, to: &Path, left: &mut u64) -> Result<()> {
+    let mut entries: Vec<_> = fs::read_dir(from)?.collect::<std::io::Result<_>>()?;
+    entries.sort_by_key(fs::DirEntry::file_name);
+    fs::create_dir_all(to)?;
+    for entry in entries {
+        let (kind, target) = (entry.file_type()?, to.join(entry.file_name()));
+        if kind.is_dir() {
+            copy_up_to(&entry.path(), &target, left)?;
+        } else if kind.is_file() {
+            let size = entry.metadata()?.len();
+            if size > *left {
+                continue;
+            }
+            *left -= size;
+            fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,132 @@
+//! Builds: the WASI command, the native command, the npm package and the page.
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::project::{self, Result, cannot_run, cargo, npm, root, run, run_quietly, target_dir};
+use crate::setup;
+
+/// Where the web module runs.
+pub const WEB_TARGET: &str = "wasm32-unknown-unknown";
+/// Where the command runs.
+pub const WASI_TARGET: &str = "wasm32-wasip1";
+
+/// What the web module may use: all of it is in every browser since 2023. Binaryen's `--all-features` would emit what
+/// browsers reject.
+const WASM_FEATURES: &[&str] = &[
+    "--enable-bulk-memory",
+    "--enable-bulk-memory-opt",
+    "--enable-multivalue",
+    "--enable-mutable-globals",
+    "--enable-nontrapping-float-to-int",
+    "--enable-reference-types",
+    "--enable-sign-ext",
+    "--enable-simd",
+];
+
+/// The command as a WASI module.
+pub fn cli_module() -> Result<PathBuf> {
+    setup::rust_target(WASI_TARGET)?;
+    build(&["--release", "--target", WASI_TARGET, "-p", "oxcow-cli"])?;
+    Ok(target_dir()?.join(WASI_TARGET).join("release/oxcow.wasm"))
+}
+
+/// The command as a native program, with overflow checks as the tests want it.
+pub fn checked_cli() -> Result<PathBuf> {
+    build(&["--profile", "test", "-p", "oxcow-cli"])?;
+    let name = format!("oxcow{}", std::env::consts::EXE_SUFFIX);
+    Ok(target_dir()?.join("debug").join(name))
+}
+
+/// The command as a native program, as `cargo install` builds it.
+pub fn fast_cli() -> Result<PathBuf> {
+    build(&["--release", "-p", "oxcow-cli"])?;
+    let name = format!("oxcow{}", std::env::consts::EXE_SUFFIX);
+    Ok(target_dir()?.join("release").join(name))
+}
+
+/// The npm package: web/dist, with the wasm module and its glue in web/dist/wasm.
+pub fn package() -> Result<()> {
+    setup::rust_target(WEB_TARGET)?;
+    setup::npm_packages("web")?;
+    build(&["--release", "--target", WEB_TARGET, "-p", "oxcow-web"])?;
+    let module = target_dir()?
+        .join(WEB_TARGET)
+        .join("release/oxcow_web.wasm");
+    bindings(&module, &root().join("web/dist/wasm"))?;
+    run_quietly(npm("web").args(["run", "build"]))
+}
+
+/// The page, ready to be served from the folder returned.
+pub fn page() -> Result<PathBuf> {
+    package()?;
+    setup::npm_packages("www")?;
+    run_quietly(npm("www").args(["run", "build"]))?;
+    Ok(root().join("www/dist"))
+}
+
+/// `cargo build`, which speaks only when there is something to do.
+fn build(args: &[&str]) -> Result<()> {
+    let mut command = cargo();
+    command.arg("build").args(args).stderr(Stdio::piped());
+    let mut child = command
+        .spawn()
+        .map_err(|error| cannot_run(&command, &error))?;
+    if let Some(stderr) = child.stderr.take() {
+        for line in BufReader::new(stderr).split(b'\n') {
+            let line = line?;
+            let line = String::from_utf8_lossy(&line);
+            if !line.trim_start().starts_with("Finished ") {
+                eprintln!("{line}");
+            }
+        }
+    }
+    if child.wait()?.success() {
+        return Ok(());
+    }
+    Err(format!("`{}` failed", project::line(&command)).into())
+}
+
+/// The JavaScript glue of a web module, and the module made smaller; nothing if it has not changed.
+fn bindings(module: &Path, out: &Path) -> Result<()> {
+    let mut hasher = DefaultHasher::new();
+    std::fs::read(module)?.hash(&mut hasher);
+    let made_from = format!("{:016x}", hasher.finish());
+    let stamp = out.join(".made-from");
+    if std::fs::read_to_string(&stamp).is_ok_and(|have| have == made_from) {
+        return Ok(());
+    }
+
+    let tool = target_dir()?
+        .join("debug")
+        .join(format!("xtask-bindgen{}", std::env::consts::EXE_SUFFIX));
+    if !tool.exists() {
+        eprintln!("building the wasm-bindgen step (about a minute, once)");
+    }
+    run(cargo()
+        .args([
+            "run",
+            "--quiet",
+            "-p",
+            "xtask",
+            "--features",
+            "bindgen",
+            "--bin",
+            "xtask-bindgen",
+            "--",
+        ])
+        .args([module, out]))?;
+
+    let glued = out.join("oxcow_web_bg.wasm");
+    eprintln!("optimising {}", glued.display());
+    run(Command::new("node")
+        .arg(root().join("web/node_modules/binaryen/bin/wasm-opt"))
+        .arg("-O3")
+        .args(WASM_FEATURES)
+        .arg(&glued)
+        .arg("-o")
+        .arg(&glued))?;
+    std::fs::write(stamp, made_from)?;
+    Ok(())
+}
