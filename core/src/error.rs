@@ -49,6 +49,9 @@ pub enum Error {
         /// What went wrong with it.
         source: Box<Error>,
     },
+    /// An earlier write to the image or flush of it failed, so that nothing more is written to it. What
+    /// was flushed before is safe: open the image again.
+    Stopped(Text),
     /// The caller asked the operation to stop.
     Cancelled,
 }
@@ -251,6 +254,7 @@ impl fmt::Display for Error {
             Self::NotThisFormat(what)
             | Self::Unsupported(what)
             | Self::Refused(what)
+            | Self::Stopped(what)
             | Self::OutOfRange(what) => f.write_str(what),
             Self::Corrupt { what, place } => {
                 f.write_str(what)?;

@@ -246,6 +246,7 @@ async fn qcow2_info<S: Storage>(image: &Qcow2<S>) -> Result<ImageInfo> {
     Ok(ImageInfo {
         children: vec![file_child(&image.file().name, image.file_len())],
         backing_filename_format: backing
+            .as_ref()
             .and_then(|backing| backing.format.clone())
             .filter(|format| !format.is_empty()),
         snapshots: image.snapshots().iter().map(snapshot_info).collect(),

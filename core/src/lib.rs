@@ -26,6 +26,7 @@ pub mod check;
 mod codec;
 pub mod compare;
 pub mod convert;
+pub mod create;
 pub mod error;
 pub mod image;
 pub mod info;
@@ -36,15 +37,20 @@ pub mod measure;
 pub mod probe;
 pub mod qcow2;
 pub mod raw;
+pub mod repair;
 pub mod storage;
 pub mod units;
 
 pub use chain::{DenyAll, File, Resolver, Wanted};
 pub use check::{CheckOptions, CheckReport};
 pub use error::{Error, Place, Result, Role, Structure};
-pub use image::{Backing, BackingName, Extent, ExtentKind, Image, Layer, OpenOptions, Qcow2};
+pub use image::{
+    Backing, BackingName, Extent, ExtentKind, Image, IoCounts, Layer, NewSnapshot, OpenOptions,
+    Preallocation, Qcow2, ResizeOptions, ZeroMode,
+};
 pub use probe::Format;
 pub use raw::Raw;
+pub use repair::{RepairMode, RepairReport};
 pub use storage::{MemoryStorage, Storage};
 pub use units::{ClusterSize, GuestOffset, HostOffset};
 

@@ -10,7 +10,7 @@ use crate::units::{GuestOffset, HostOffset, SECTOR};
 #[derive(Debug)]
 pub struct Raw<S> {
     file: File<S>,
-    file_len: u64,
+    file_len: std::cell::Cell<u64>,
 }
 
 impl<S: Storage> Raw<S> {
@@ -24,7 +24,10 @@ impl<S: Storage> Raw<S> {
         if file_len > i64::MAX as u64 - SECTOR {
             return Err(Error::OutOfRange("Image is too big".into()));
         }
-        Ok(Self { file, file_len })
+        Ok(Self {
+            file,
+            file_len: file_len.into(),
+        })
     }
 
     /// The file.
@@ -36,19 +39,19 @@ impl<S: Storage> Raw<S> {
     /// The length of the file in bytes.
     #[must_use]
     pub fn file_len(&self) -> u64 {
-        self.file_len
+        self.file_len.get()
     }
 
     /// The disk's size in bytes: whole sectors, as QEMU counts. What the last sector lacks reads as zeros.
     #[must_use]
     pub fn virtual_size(&self) -> u64 {
-        self.file_len.next_multiple_of(SECTOR)
+        self.file_len().next_multiple_of(SECTOR)
     }
 
     /// What the bytes from `offset` (inside the disk) on are: the file's, then zeros to the sector's end.
     pub(crate) fn run_at(&self, offset: GuestOffset) -> Run {
         let host = HostOffset(offset.0);
-        match self.file_len.checked_sub(offset.0) {
+        match self.file_len().checked_sub(offset.0) {
             Some(length) if length > 0 => Run {
                 length,
                 kind: RunKind::Data(host),
@@ -58,5 +61,20 @@ impl<S: Storage> Raw<S> {
                 kind: RunKind::Zero(Some(host)),
             },
         }
+    }
+
+    /// Writes guest bytes, which grows the file where its last sector was incomplete.
+    pub(crate) async fn write(&self, offset: GuestOffset, data: &[u8]) -> std::io::Result<()> {
+        self.file.storage.write_at(offset.0, data).await?;
+        let end = offset.0 + data.len() as u64;
+        self.file_len.set(self.file_len().max(end));
+        Ok(())
+    }
+
+    /// Cuts or grows the file.
+    pub(crate) async fn set_len(&self, length: u64) -> std::io::Result<()> {
+        self.file.storage.set_len(length).await?;
+        self.file_len.set(length);
+        Ok(())
     }
 }

@@ -80,7 +80,11 @@ impl<W: Watcher> Comparison<'_, '_, W> {
     fn unstored(&mut self, clusters: Range<u64>) {
         let mut at = clusters.start;
         loop {
-            at = self.counter.skip_empty(at);
+            let used = self.counter.skip_empty(at).min(clusters.end);
+            if let Some(noted) = &mut self.findings.noted {
+                noted.free.push(at..used);
+            }
+            at = used;
             if at >= clusters.end {
                 return;
             }
@@ -137,6 +141,10 @@ impl<W: Watcher> Comparison<'_, '_, W> {
         let used = |(stored, tally): (&u64, &Tally)| *stored != 0 || tally.references() != 0;
         if let Some(last) = pairs().rposition(used) {
             self.last_used = Some(start + last as u64);
+        }
+        if let Some(noted) = &mut self.findings.noted {
+            let free = (start..).zip(pairs()).filter(|(_, pair)| !used(*pair));
+            free.for_each(|(cluster, _)| noted.free.push(cluster..cluster + 1));
         }
         if !agree {
             for (cluster, (stored, tally)) in (start..).zip(pairs()) {

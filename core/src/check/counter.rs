@@ -9,7 +9,7 @@ use super::page::{Addend, PAGE_BITS, PAGE_LEN, Page, Tally};
 
 /// Tallies of the clusters of a window.
 #[derive(Debug)]
-pub(super) struct Counter {
+pub(crate) struct Counter {
     window: Range<u64>,
     /// The pages of the window from its start on; those past the end of the vector are empty.
     pages: Vec<Page>,

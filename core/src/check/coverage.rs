@@ -7,14 +7,14 @@ use std::ops::Range;
 
 /// Bytes that the same number of ranges cover.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Segment {
+pub(crate) struct Segment {
     pub range: Range<u64>,
     /// How many: at least 1.
     pub weight: u64,
 }
 
 /// The covered bytes in ascending order, as at most two segments for each of `ranges`.
-pub(super) fn coverage(ranges: impl IntoIterator<Item = Range<u64>>) -> Vec<Segment> {
+pub(crate) fn coverage(ranges: impl IntoIterator<Item = Range<u64>>) -> Vec<Segment> {
     let mut edges: Vec<(u64, i64)> = ranges
         .into_iter()
         .filter(|range| !range.is_empty())

@@ -6,7 +6,7 @@ use super::report::{Problem, ProblemKind, Watcher};
 use super::tables::Visit;
 use crate::error::{Place, Structure};
 use crate::qcow2::l2::L2Entry;
-use crate::qcow2::{COPIED, OFFSET_MASK};
+use crate::qcow2::{COPIED, L2Format, OFFSET_MASK};
 use crate::storage::Storage;
 use crate::units::HostOffset;
 
@@ -49,6 +49,23 @@ fn entry<const EXTENDED: bool>(table: &[u64], index: usize) -> L2Entry {
             subclusters: 0,
         }
     }
+}
+
+/// A zero cluster for which one is preallocated at a place where none can be, without that: what
+/// [`crate::repair`] puts in its place.
+pub(crate) fn without_misplaced_cluster(format: L2Format, entry: L2Entry) -> Option<L2Entry> {
+    let offset = entry.host_offset();
+    let without_data = match format.extended {
+        true => entry.subclusters & ALLOCATED == 0,
+        false => format.zero_flag && entry.has_zero_flag(),
+    };
+    let misplaced = !entry.is_compressed()
+        && !entry.has_reserved_bits()
+        && !offset.is_aligned(format.cluster_size.bytes());
+    (misplaced && without_data).then_some(L2Entry {
+        descriptor: if format.extended { 0 } else { ZERO },
+        subclusters: entry.subclusters,
+    })
 }
 
 /// Whether no subcluster is both allocated and zero.
@@ -195,6 +212,23 @@ impl<S: Storage, W: Watcher> References<'_, '_, S, W> {
         if !is_consistent(entry.subclusters) {
             wrong(ProblemKind::SubclustersContradict { offset });
         }
+        let repairs = active
+            && self
+                .findings
+                .noted
+                .as_ref()
+                .is_some_and(|noted| noted.repairs_misplaced_zeros());
+        if repairs && without_misplaced_cluster(format, entry).is_some() {
+            let kind = ProblemKind::PreallocatedClusterUnaligned { offset };
+            let problem = Problem::new(kind, place).times(visit.weight);
+            // It is as good as not there: what it refers to is counted for others only.
+            self.findings.in_table(problem.repaired(true));
+            return;
+        }
+        let mut wrong = |kind| {
+            self.findings
+                .in_table(Problem::new(kind, place).times(visit.weight))
+        };
         if !HostOffset(offset).is_aligned(cluster) {
             let has_data = if EXTENDED {
                 entry.subclusters & ALLOCATED != 0

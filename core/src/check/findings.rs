@@ -1,12 +1,24 @@
 //! Where problems and progress go.
 
+use super::noted::Noted;
 use super::report::{CheckReport, Problem, Severity, Watcher};
 use crate::error::{Error, Result};
 
+/// What was found and is being repaired.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Fixed {
+    pub leaks: u64,
+    pub corruptions: u64,
+}
+
 /// The report so far, and who watches.
-pub(super) struct Findings<'w, W> {
+pub(crate) struct Findings<'w, W> {
     watcher: &'w mut W,
     pub report: CheckReport,
+    /// What is not in the report, because it is repaired.
+    pub fixed: Fixed,
+    /// What a repair must know, if there will be one.
+    pub noted: Option<Noted>,
     /// Whether tables are walked for the first time: later passes only count, and what is wrong with the
     /// tables themselves was said.
     pub first_pass: bool,
@@ -22,6 +34,8 @@ impl<'w, W: Watcher> Findings<'w, W> {
         Self {
             watcher,
             report,
+            fixed: Fixed::default(),
+            noted: None,
             first_pass: true,
             suspect: false,
             done: 0,
@@ -33,23 +47,46 @@ impl<'w, W: Watcher> Findings<'w, W> {
     pub fn in_table(&mut self, problem: Problem) {
         self.suspect = true;
         if self.first_pass {
-            self.of_cluster(problem);
+            let repaired = self
+                .noted
+                .as_ref()
+                .is_some_and(|noted| noted.repairs(&problem.kind));
+            let repaired = repaired || problem.repaired;
+            self.of_cluster(problem.repaired(repaired));
         }
     }
 
     /// A problem of a host cluster, which one pass meets.
     pub fn of_cluster(&mut self, problem: Problem) {
         self.suspect = true;
-        let report = &mut self.report;
-        match problem.severity() {
-            Severity::Corruption => {
+        if let Some(noted) = &mut self.noted {
+            noted.take(&problem);
+        }
+        let (report, fixed) = (&mut self.report, &mut self.fixed);
+        match (problem.severity(), problem.repaired) {
+            (Severity::Corruption, false) => {
                 report.corruptions = report.corruptions.saturating_add(problem.times)
             }
-            Severity::Leak => report.leaks += 1,
-            Severity::CheckError => report.check_errors += 1,
-            Severity::Note => {}
+            (Severity::Corruption, true) => {
+                fixed.corruptions = fixed.corruptions.saturating_add(problem.times)
+            }
+            (Severity::Leak, false) => report.leaks += 1,
+            (Severity::Leak, true) => fixed.leaks += 1,
+            (Severity::CheckError, _) => report.check_errors += 1,
+            (Severity::Note, _) => {}
         }
-        self.watcher.problem(&problem);
+        self.tell(&problem);
+    }
+
+    /// Tells of a problem that is counted already, or never is.
+    pub fn tell(&mut self, problem: &Problem) {
+        self.watcher.problem(problem);
+    }
+
+    /// The same watcher, for another walk over the same tables: it is told how far that is, and no problem
+    /// again.
+    pub fn again(&mut self) -> Again<'_, W> {
+        Again(self.watcher)
     }
 
     /// So many tables are to be visited, on top of those that were.
@@ -75,5 +112,16 @@ impl<'w, W: Watcher> Findings<'w, W> {
         } else {
             Err(Error::Cancelled)
         }
+    }
+}
+
+/// Who watches, without the problems.
+pub(crate) struct Again<'w, W>(&'w mut W);
+
+impl<W: Watcher> Watcher for Again<'_, W> {
+    fn problem(&mut self, _: &Problem) {}
+
+    fn progress(&mut self, done: u64, total: u64) -> bool {
+        self.0.progress(done, total)
     }
 }

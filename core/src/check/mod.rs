@@ -1,6 +1,6 @@
 //! Checking an image: every reference is counted and compared with the stored refcounts.
 //!
-//! Nothing is changed. What is found, and every count, is what `qemu-img check` finds; how it is found is
+//! Nothing is changed ([`crate::repair`] does that). What is found, and every count, is what `qemu-img check` finds; how it is found is
 //! not the same:
 //!
 //! - References are counted in a sparse counter within a bound of memory. Where that is not enough
@@ -33,25 +33,31 @@
 mod bitmaps;
 mod compare;
 mod copied;
-mod counter;
+pub(crate) mod counter;
 mod coverage;
-mod entries;
-mod findings;
-mod page;
+pub(crate) mod entries;
+pub(crate) mod findings;
+pub(crate) mod noted;
+pub(crate) mod page;
 mod references;
 mod report;
 mod snapshots;
-mod stored;
+pub(crate) mod stored;
 mod tables;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) mod tiny;
 
 pub use report::{CheckReport, Problem, ProblemKind, Severity, Watcher};
+
+use std::ops::Range;
 
 use crate::error::{Error, Result};
 use crate::image::Qcow2;
 use crate::storage::Storage;
 use crate::units::SECTOR;
+use counter::Counter;
 use findings::Findings;
 use references::References;
 use stored::Stored;
@@ -99,39 +105,90 @@ pub async fn check_with<S: Storage>(
     options: &CheckOptions,
     watcher: &mut impl Watcher,
 ) -> Result<CheckReport> {
+    let mut findings = Findings::new(watcher);
+    let counted = count(image, options, &mut findings).await?;
+    if findings.suspect {
+        copied::check(image, &counted.stored, &mut findings).await?;
+    }
+    findings.finish()
+}
+
+/// What counting all references came to.
+pub(crate) struct Counted {
+    pub stored: Stored,
+    /// How many host clusters there are.
+    pub clusters: u64,
+    /// How long the snapshot table is, in bytes.
+    pub snapshot_table_bytes: u64,
+    /// The references to all clusters, where one window held them.
+    pub counter: Option<Counter>,
+}
+
+/// Counts every reference, and compares the counts with the stored refcounts.
+pub(crate) async fn count<S: Storage, W: Watcher>(
+    image: &Qcow2<S>,
+    options: &CheckOptions,
+    findings: &mut Findings<'_, W>,
+) -> Result<Counted> {
     let cluster_size = image.header().cluster_size;
     let mut clusters = cluster_size.count_for(image.file_len());
     if clusters > MAX_CLUSTERS {
         return Err(Error::Unsupported("File too large".into()));
     }
     let stored = Stored::read(image).await?;
-    let mut findings = Findings::new(watcher);
     let disk_bytes = image.header().size / SECTOR * SECTOR;
     findings.report.total_clusters = cluster_size.count_for(disk_bytes);
-    let snapshot_table_bytes = snapshots::check_table(image, &mut findings).await?;
+    let snapshot_table_bytes = snapshots::check_table(image, findings).await?;
 
     let mut last_used = 0;
     let mut from = 0;
-    loop {
+    let counter = loop {
         findings.first_pass = from == 0;
         findings.expect(references::work(image) + stored.blocks_for(clusters));
-        let mut references =
-            References::new(image, &mut findings, from, clusters, options.counter_bytes);
-        references.count(&stored, snapshot_table_bytes).await?;
-        let (counter, grown) = references.into_counted();
-        clusters = grown;
+        let counter;
+        (counter, clusters) = count_from(
+            image,
+            options,
+            findings,
+            &stored,
+            snapshot_table_bytes,
+            from..clusters,
+        )
+        .await?;
         let window = from..counter.window().end.min(clusters);
-        let last =
-            compare::compare(image, &stored, &counter, window.clone(), &mut findings).await?;
+        let last = compare::compare(image, &stored, &counter, window.clone(), findings).await?;
         last_used = last.unwrap_or(last_used);
         if window.end == clusters {
-            break;
+            break counter;
         }
         from = window.end;
-    }
-    if findings.suspect {
-        copied::check(image, &stored, &mut findings).await?;
-    }
+    };
     findings.report.image_end_offset = (last_used + 1) * cluster_size.bytes();
-    findings.finish()
+    Ok(Counted {
+        stored,
+        clusters,
+        snapshot_table_bytes,
+        counter: (from == 0).then_some(counter),
+    })
+}
+
+/// Counts the references to `clusters`, or to as many of them from the first on as the bound of memory
+/// allows. Returns also how many clusters there turned out to be.
+pub(crate) async fn count_from<S: Storage, W: Watcher>(
+    image: &Qcow2<S>,
+    options: &CheckOptions,
+    findings: &mut Findings<'_, W>,
+    stored: &Stored,
+    snapshot_table_bytes: u64,
+    clusters: Range<u64>,
+) -> Result<(Counter, u64)> {
+    let mut references = References::new(
+        image,
+        findings,
+        clusters.start,
+        clusters.end,
+        options.counter_bytes,
+    );
+    references.count(stored, snapshot_table_bytes).await?;
+    Ok(references.into_counted())
 }

@@ -5,17 +5,17 @@
 //! each cluster a number of 1, 2, 4 or 8 bits that says which one it has.
 
 /// log2 of the clusters of a page.
-pub(super) const PAGE_BITS: u32 = 14;
+pub(crate) const PAGE_BITS: u32 = 14;
 /// The clusters of a page.
-pub(super) const PAGE_LEN: usize = 1 << PAGE_BITS;
+pub(crate) const PAGE_LEN: usize = 1 << PAGE_BITS;
 
 /// The references to one cluster: how many, and what they claim of its refcount.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct Tally(u64);
+pub(crate) struct Tally(u64);
 
 /// What a reference says about the refcount of its cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Claim {
+pub(crate) enum Claim {
     /// Nothing: metadata, compressed data, snapshots.
     None = 0,
     /// COPIED is set: the refcount is one.
@@ -56,7 +56,7 @@ impl Tally {
 
 /// References to be added to clusters: how many to each, with one claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Addend {
+pub(crate) struct Addend {
     /// As a tally has it: added to the count, or-ed to the claims.
     step: u64,
     /// The most references that a tally may count.
@@ -87,7 +87,7 @@ impl Addend {
 
 /// Tallies of [`PAGE_LEN`] clusters.
 #[derive(Debug)]
-pub(super) enum Page {
+pub(crate) enum Page {
     /// The same for all.
     Uniform(Tally),
     /// Few different ones.
@@ -196,7 +196,7 @@ const WIDEST: u32 = 3;
 
 /// Different tallies, and for each cluster the index of its own.
 #[derive(Debug)]
-pub(super) struct Palette {
+pub(crate) struct Palette {
     /// log2 of the bits of an index.
     order: u32,
     /// Indices, packed from the least significant bit on.

@@ -21,9 +21,9 @@ use crate::storage::Storage;
 use crate::units::{HostOffset, SECTOR};
 
 /// A pass over all tables, which counts the references to a window of the host clusters.
-pub(super) struct References<'a, 'w, S, W> {
-    pub(super) image: &'a Qcow2<S>,
-    pub(super) findings: &'a mut Findings<'w, W>,
+pub(crate) struct References<'a, 'w, S, W> {
+    pub(crate) image: &'a Qcow2<S>,
+    pub(crate) findings: &'a mut Findings<'w, W>,
     counter: Counter,
     /// How many host clusters there are: those of the file, and one more where something lies across its end.
     clusters: u64,
@@ -32,7 +32,7 @@ pub(super) struct References<'a, 'w, S, W> {
 }
 
 /// How many L1 slots a pass visits.
-pub(super) fn work<S: Storage>(image: &Qcow2<S>) -> u64 {
+pub(crate) fn work<S: Storage>(image: &Qcow2<S>) -> u64 {
     let inactive: u64 = image
         .snapshots()
         .iter()
@@ -107,14 +107,14 @@ impl<'a, 'w, S: Storage, W: Watcher> References<'a, 'w, S, W> {
 
     /// Counts `weight` references to each cluster that `bytes` touch, unless they lie a cluster or more
     /// past the end of the file.
-    pub(super) fn refer(&mut self, bytes: Range<u64>, weight: u64, claim: Claim, place: Place) {
+    pub(crate) fn refer(&mut self, bytes: Range<u64>, weight: u64, claim: Claim, place: Place) {
         if let Some(clusters) = self.clusters_of(bytes, weight, place) {
             self.add(clusters, weight, claim, place.structure);
         }
     }
 
     /// As [`Self::refer`] for many ranges that may lie over one another.
-    pub(super) fn refer_all(&mut self, ranges: &[Range<u64>], structure: Structure) {
+    pub(crate) fn refer_all(&mut self, ranges: &[Range<u64>], structure: Structure) {
         let clusters: Vec<_> = ranges
             .iter()
             .filter_map(|bytes| {
@@ -149,7 +149,7 @@ impl<'a, 'w, S: Storage, W: Watcher> References<'a, 'w, S, W> {
     }
 
     /// Counts `weight` references to each of `clusters`, which are there.
-    pub(super) fn add(
+    pub(crate) fn add(
         &mut self,
         clusters: Range<u64>,
         weight: u64,

@@ -99,6 +99,8 @@ pub struct Problem {
     /// How often it counts: a table that many snapshots share is visited once for all of them, where
     /// qemu-img reports it for each.
     pub times: u64,
+    /// Whether it is being [repaired](crate::repair), so that it is not counted.
+    pub repaired: bool,
 }
 
 /// What a [`Problem`] is about.
@@ -210,19 +212,29 @@ pub enum ProblemKind {
     SnapshotsWithDataFile {
         count: u64,
     },
+    /// Refcounts cannot be repaired one by one, and mending leaks is all that was asked for.
+    RebuildNeeded,
+    /// The refcounts are built anew from the references.
+    Rebuilding,
 }
 
 impl Problem {
-    pub(super) fn new(kind: ProblemKind, place: Place) -> Self {
+    pub(crate) fn new(kind: ProblemKind, place: Place) -> Self {
         Self {
             kind,
             place,
             times: 1,
+            repaired: false,
         }
     }
 
-    pub(super) fn times(self, times: u64) -> Self {
+    pub(crate) fn times(self, times: u64) -> Self {
         Self { times, ..self }
+    }
+
+    /// It is, or is not, being repaired.
+    pub(crate) fn repaired(self, repaired: bool) -> Self {
+        Self { repaired, ..self }
     }
 
     /// How bad it is.
@@ -231,7 +243,9 @@ impl Problem {
         match self.kind {
             ProblemKind::Leaked { .. } => Severity::Leak,
             ProblemKind::RefcountUnreadable { .. } => Severity::CheckError,
-            ProblemKind::RefcountBlockUnreadable { .. } => Severity::Note,
+            ProblemKind::RefcountBlockUnreadable { .. }
+            | ProblemKind::RebuildNeeded
+            | ProblemKind::Rebuilding => Severity::Note,
             _ => Severity::Corruption,
         }
     }
@@ -240,6 +254,7 @@ impl Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use ProblemKind as Kind;
+        let error = if self.repaired { "Repairing" } else { "ERROR" };
         match &self.kind {
             Kind::RefcountTooLow {
                 cluster,
@@ -248,7 +263,7 @@ impl fmt::Display for Problem {
             } => {
                 write!(
                     f,
-                    "ERROR cluster {cluster} refcount={stored} reference={references}"
+                    "{error} cluster {cluster} refcount={stored} reference={references}"
                 )
             }
             Kind::Leaked {
@@ -256,9 +271,10 @@ impl fmt::Display for Problem {
                 stored,
                 references,
             } => {
+                let leaked = if self.repaired { "Repairing" } else { "Leaked" };
                 write!(
                     f,
-                    "Leaked cluster {cluster} refcount={stored} reference={references}"
+                    "{leaked} cluster {cluster} refcount={stored} reference={references}"
                 )
             }
             Kind::RefcountUnreadable { cluster } => {
@@ -286,13 +302,13 @@ impl fmt::Display for Problem {
             } => {
                 write!(
                     f,
-                    "ERROR OFLAG_COPIED L2 cluster: l1_index={l1_index} l1_entry={l1_entry:x} refcount={stored}"
+                    "{error} OFLAG_COPIED L2 cluster: l1_index={l1_index} l1_entry={l1_entry:x} refcount={stored}"
                 )
             }
             Kind::CopiedDataCluster { l2_entry, stored } => {
                 write!(
                     f,
-                    "ERROR OFLAG_COPIED data cluster: l2_entry={l2_entry:x} refcount={stored}"
+                    "{error} OFLAG_COPIED data cluster: l2_entry={l2_entry:x} refcount={stored}"
                 )
             }
             Kind::PastEnd { offset, length } => write!(
@@ -327,7 +343,7 @@ impl fmt::Display for Problem {
             Kind::PreallocatedClusterUnaligned { offset } => {
                 write!(
                     f,
-                    "ERROR offset={offset:x}: Preallocated cluster is not properly aligned; L2 entry corrupted."
+                    "{error} offset={offset:x}: Preallocated cluster is not properly aligned; L2 entry corrupted."
                 )
             }
             Kind::CompressedCopied { offset } => {
@@ -368,13 +384,13 @@ impl fmt::Display for Problem {
                 )
             }
             Kind::RefcountBlockPastEnd { index } => {
-                write!(f, "ERROR refcount block {index} is outside image")
+                write!(f, "{error} refcount block {index} is outside image")
             }
             Kind::RefcountBlockShared { index, references } => {
                 write!(f, "ERROR refcount block {index} refcount={references}")
             }
             Kind::SnapshotIncomplete { index } => {
-                write!(f, "ERROR snapshot table entry {index} is incomplete")
+                write!(f, "{error} snapshot table entry {index} is incomplete")
             }
             Kind::SnapshotL1Unaligned { id, name, offset } => write!(
                 f,
@@ -390,6 +406,8 @@ impl fmt::Display for Problem {
             Kind::SnapshotsWithDataFile { count } => {
                 write!(f, "ERROR {count} snapshots in image with data file")
             }
+            Kind::RebuildNeeded => f.write_str("ERROR need to rebuild refcount structures"),
+            Kind::Rebuilding => f.write_str("Rebuilding refcount structure"),
         }
     }
 }

@@ -16,7 +16,7 @@ const MAX_OFFSET: u64 = i64::MAX as u64 & !((1 << 30) - 1);
 
 /// The refcount table, and how its blocks are read.
 #[derive(Debug)]
-pub(super) struct Stored {
+pub(crate) struct Stored {
     table: Vec<u64>,
     cluster_size: ClusterSize,
     width: RefcountWidth,
@@ -24,7 +24,7 @@ pub(super) struct Stored {
 
 /// A refcount block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Block {
+pub(crate) enum Block {
     /// There is none: all its refcounts are 0.
     Absent,
     /// It cannot be where the table says.
@@ -35,7 +35,7 @@ pub(super) enum Block {
 
 /// Why a block cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Unreadable {
+pub(crate) struct Unreadable {
     /// Its index in the refcount table.
     pub index: u64,
     /// Where the table says it is.
@@ -200,14 +200,14 @@ impl Stored {
 
 /// Clusters whose refcounts stand in one place.
 #[derive(Clone, Debug)]
-pub(super) struct Piece {
+pub(crate) struct Piece {
     pub clusters: Range<u64>,
     /// Where, from the first cluster on.
     pub block: Block,
 }
 
 /// Refcounts one by one, through a few blocks that are kept.
-pub(super) struct Lookup<'a, S> {
+pub(crate) struct Lookup<'a, S> {
     stored: &'a Stored,
     storage: &'a S,
     /// Blocks by the remainder of their index.

@@ -12,13 +12,13 @@ use crate::storage::{Storage, read_padded};
 use crate::units::ClusterSize;
 
 /// The largest request, except for a table that is larger.
-pub(super) const REQUEST_BYTES: u64 = 1 << 20;
+pub(crate) const REQUEST_BYTES: u64 = 1 << 20;
 /// L1 slots that are looked at together: entries among them that point to the same table are visited once.
 const BATCH: usize = 1 << 16;
 
 /// An L1 slot that is not empty.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Slot {
+pub(crate) struct Slot {
     /// Its place in the file.
     pub at: u64,
     /// The L1 entry.
@@ -36,7 +36,7 @@ impl Slot {
 }
 
 /// The used slots of L1 tables, a batch at a time.
-pub(super) struct Slots<'a, S> {
+pub(crate) struct Slots<'a, S> {
     storage: &'a S,
     segments: std::slice::Iter<'a, Segment>,
     /// What is left of the segment that was begun.
@@ -95,7 +95,7 @@ impl<'a, S: Storage> Slots<'a, S> {
 
 /// A table to be visited for a slot, and for all slots behind it that point there too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Visit {
+pub(crate) struct Visit {
     /// The first of its slots in the batch.
     pub slot: usize,
     /// Where the table stands.
@@ -105,7 +105,7 @@ pub(super) struct Visit {
 }
 
 /// The tables that the slots of `batch` point to, each once, in the order of their first slots.
-pub(super) fn visits(batch: &[Slot], offset_of: impl Fn(&Slot) -> Option<u64>) -> Vec<Visit> {
+pub(crate) fn visits(batch: &[Slot], offset_of: impl Fn(&Slot) -> Option<u64>) -> Vec<Visit> {
     let mut visits: Vec<Visit> = batch
         .iter()
         .enumerate()
@@ -131,14 +131,14 @@ pub(super) fn visits(batch: &[Slot], offset_of: impl Fn(&Slot) -> Option<u64>) -
 
 /// A request for tables that lie in a row.
 #[derive(Clone, Debug)]
-pub(super) struct Fetch {
+pub(crate) struct Fetch {
     pub offset: u64,
     /// Which of the visits it is for.
     pub visits: std::ops::Range<usize>,
 }
 
 /// Groups `visits` into requests.
-pub(super) fn fetches(visits: &[Visit], cluster_size: ClusterSize) -> Vec<Fetch> {
+pub(crate) fn fetches(visits: &[Visit], cluster_size: ClusterSize) -> Vec<Fetch> {
     let most = (REQUEST_BYTES / cluster_size.bytes()).max(1) as usize;
     let mut fetches: Vec<Fetch> = Vec::new();
     for (index, visit) in visits.iter().enumerate() {
@@ -161,7 +161,7 @@ pub(super) fn fetches(visits: &[Visit], cluster_size: ClusterSize) -> Vec<Fetch>
 
 /// Buffers that are used again.
 #[derive(Debug, Default)]
-pub(super) struct Buffers(RefCell<Vec<Vec<u8>>>);
+pub(crate) struct Buffers(RefCell<Vec<Vec<u8>>>);
 
 impl Buffers {
     /// A buffer of `length` bytes with anything in it.
@@ -179,7 +179,7 @@ impl Buffers {
 
 /// The bytes of each of `fetches`, in their order; as many are in flight as the storage gains by. Past the
 /// end of the file there are zeros.
-pub(super) fn fetch<'a, S: Storage>(
+pub(crate) fn fetch<'a, S: Storage>(
     storage: &'a S,
     fetches: Vec<Fetch>,
     cluster_size: ClusterSize,

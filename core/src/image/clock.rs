@@ -28,6 +28,13 @@ impl<K: Copy + Eq + Hash, V: Clone> Clock<K, V> {
         }
     }
 
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.slots.clear();
+        self.index.clear();
+        self.hand = 0;
+    }
+
     /// The value of `key`, marked as used.
     pub fn get(&mut self, key: K) -> Option<V> {
         let slot = &mut self.slots[*self.index.get(&key)?];

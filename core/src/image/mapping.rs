@@ -13,7 +13,7 @@ impl<S: Storage> Qcow2<S> {
     /// A run ends where the kind changes, where the host offsets stop following one another, or where
     /// the cached part of the L2 table ends.
     pub(crate) async fn run_at(&self, guest: GuestOffset, max: u64) -> Result<Run> {
-        let coverage = self.header.l1_coverage();
+        let coverage = self.header().l1_coverage();
         let Some(table) = self.l2_table(guest)? else {
             let length = coverage - guest.0 % coverage;
             return Ok(Run {
@@ -21,7 +21,7 @@ impl<S: Storage> Qcow2<S> {
                 kind: RunKind::Unallocated(None),
             });
         };
-        let cluster = self.header.cluster_size;
+        let cluster = self.header().cluster_size;
         let entry_bytes = self.l2_format.entry_bytes();
         let in_table = cluster.index_of(guest.0 % coverage) * entry_bytes;
         let slice_start = in_table / self.tables.slice_bytes() * self.tables.slice_bytes();
@@ -75,6 +75,34 @@ impl<S: Storage> Qcow2<S> {
         })
     }
 
+    /// The entry of the guest cluster that starts at `guest`, checked as [`Self::run_at`] checks it.
+    pub(crate) async fn entry_at(&self, guest: GuestOffset) -> Result<L2Entry> {
+        let Some(table) = self.l2_table(guest)? else {
+            return Ok(L2Entry::UNALLOCATED);
+        };
+        let cluster = self.l2_format.cluster_size;
+        let in_table =
+            cluster.index_of(guest.0 % self.header().l1_coverage()) * self.l2_format.entry_bytes();
+        let in_slice = in_table % self.tables.slice_bytes();
+        let slice_at = HostOffset(table.0 + in_table - in_slice);
+        let slice = self
+            .tables
+            .slice(&self.file.storage, slice_at, "Could not read L2 table")
+            .await?;
+        let index = (in_slice / self.l2_format.entry_bytes()) as usize;
+        let entry = self
+            .l2_format
+            .entry(&slice, index)
+            .unwrap_or(L2Entry::UNALLOCATED);
+        let place = Place::at(Structure::L2Table, table.0 + in_table)
+            .entry(in_table / self.l2_format.entry_bytes());
+        let mut within = 0;
+        while within < cluster.bytes() {
+            within += self.checked_run(entry, guest.0, within, place)?.length;
+        }
+        Ok(entry)
+    }
+
     /// What `entry` says of the bytes from `within` on; refuses what the file cannot hold (rule 17 of
     /// QEMU-COMPAT: alignment, bounds, reserved bits).
     fn checked_run(
@@ -93,7 +121,7 @@ impl<S: Storage> Qcow2<S> {
             );
             return Err(Error::corrupt(what, place));
         }
-        if entry.has_zero_flag() && self.header.version == Version::V2 {
+        if entry.has_zero_flag() && self.header().version == Version::V2 {
             let what = format!("Zero cluster entry found in pre-v3 image (L2 index: {index:#x})");
             return Err(Error::corrupt(what, place));
         }
@@ -112,10 +140,10 @@ impl<S: Storage> Qcow2<S> {
                         place,
                     ))
                 };
-                if !HostOffset(start).is_aligned(self.header.cluster_size.bytes()) {
+                if !HostOffset(start).is_aligned(self.header().cluster_size.bytes()) {
                     return wrong("unaligned");
                 }
-                if self.header.has_data_file() {
+                if self.header().has_data_file() {
                     // Where guest data lies in a data file is not the image's to choose.
                     if start != guest_cluster {
                         let what = format!(
@@ -126,11 +154,11 @@ impl<S: Storage> Qcow2<S> {
                     }
                     return Ok(run);
                 }
-                if matches!(run.kind, RunKind::Data(_)) && start >= self.file_len {
+                if matches!(run.kind, RunKind::Data(_)) && start >= self.file_len() {
                     return wrong("past the end of the file");
                 }
                 if let Some(structure) =
-                    self.overlaps_root_table(start, self.header.cluster_size.bytes())
+                    self.overlaps_root_table(start, self.header().cluster_size.bytes())
                 {
                     return wrong(&format!("overlaps with the {structure}"));
                 }
@@ -146,10 +174,10 @@ impl<S: Storage> Qcow2<S> {
                         place,
                     ))
                 };
-                if start.0 >= self.file_len {
+                if start.0 >= self.file_len() {
                     return wrong("past the end of the file");
                 }
-                if self.header.has_data_file() {
+                if self.header().has_data_file() {
                     return wrong("in an image with an external data file");
                 }
                 Ok(run)

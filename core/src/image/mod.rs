@@ -1,12 +1,16 @@
 //! An open image: the chain of files that a guest sees as one disk.
 
+pub(crate) mod change;
 mod clock;
+mod lock;
 mod mapping;
 mod open;
+pub mod ordering;
 mod qcow2;
 mod read;
 mod tables;
 
+pub use change::{IoCounts, NewSnapshot, Preallocation, ResizeOptions, ZeroMode};
 pub use open::{Backing, OpenOptions};
 pub use qcow2::{BackingName, Qcow2};
 
@@ -22,6 +26,8 @@ use crate::units::{GuestOffset, HostOffset};
 pub struct Image<S> {
     /// The image itself, then its backing file, and so on.
     layers: Vec<Layer<S>>,
+    /// What changing it takes, where it was opened for that.
+    changing: Option<change::state::Changing>,
 }
 
 /// One file of a chain.
@@ -193,19 +199,52 @@ impl<S: Storage> Image<S> {
     ///
     /// # Errors
     ///
-    /// [`Error::OutOfRange`] where there is no such snapshot, [`Error::Corrupt`] where its table cannot be.
+    /// [`Error::OutOfRange`] where there is no such snapshot, [`Error::Corrupt`] where its table cannot be,
+    /// [`Error::Refused`] on an image that is open for writing: snapshots do not change.
     pub async fn use_snapshot(&mut self, id_or_name: &str) -> Result<()> {
+        if self.changing.is_some() {
+            return Err(Error::Refused(
+                "A snapshot can only be read from an image that is not open for writing".into(),
+            ));
+        }
         let Layer::Qcow2(qcow2) = &mut self.layers[0] else {
             return Err(Error::Unsupported(
                 "This image format has no internal snapshots".into(),
             ));
         };
-        let Some(snapshot) = qcow2.find_snapshot(id_or_name).cloned() else {
+        let Some(snapshot) = qcow2.find_snapshot(id_or_name) else {
             return Err(Error::OutOfRange(
                 format!("Can't find the snapshot '{id_or_name}'").into(),
             ));
         };
         qcow2.use_snapshot(&snapshot).await
+    }
+
+    /// Fills `buf` from byte `offset` of the machine state of the snapshot in use (specification, "VM state":
+    /// it lies past the end of the disk in the snapshot's tables).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`] where no snapshot is in use or the range is not inside its
+    /// [`vm_state_size`](crate::qcow2::Snapshot::vm_state_size); those of [`read_at`](Self::read_at).
+    pub async fn read_vm_state(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        let end = offset.saturating_add(buf.len() as u64);
+        let (size, start) = match self.top() {
+            Layer::Raw(_) => (0, 0),
+            Layer::Qcow2(qcow2) => {
+                let root = qcow2.root.borrow();
+                let header = qcow2.header();
+                let start = header.l1_entries_for(root.size) * header.l1_coverage();
+                (root.vm_state_size, start)
+            }
+        };
+        if end > size {
+            return Err(Error::OutOfRange(
+                format!("Byte {end} lies outside of the machine state of {size} bytes").into(),
+            ));
+        }
+        self.read_held(GuestOffset(start.saturating_add(offset)), buf)
+            .await
     }
 
     /// What the bytes from `offset` on are: one run of at most `max` bytes, at least 1. Neighbouring
@@ -216,6 +255,7 @@ impl<S: Storage> Image<S> {
     /// [`Error::OutOfRange`] outside the disk, [`Error::Corrupt`] where a table contradicts itself.
     pub async fn extent_at(&self, offset: GuestOffset, max: u64) -> Result<Extent> {
         self.check_range(offset, 1)?;
+        let _held = self.hold_for_reading(offset.0..offset.0 + 1).await?;
         let max = max.clamp(1, self.virtual_size() - offset.0);
         let located = self.locate(offset, max).await?;
         let (kind, host) = match located.run.kind {
@@ -230,6 +270,26 @@ impl<S: Storage> Image<S> {
             kind,
             host,
         })
+    }
+
+    /// Whether the bytes at `at` are known to be zeros without reading them, and for how many bytes that is
+    /// the answer: at least 1, at most `max`.
+    pub(crate) async fn zeros_at(&self, at: u64, max: u64) -> Result<(bool, u64)> {
+        let located = self.locate(GuestOffset(at), max).await?;
+        Ok((located.source() == Source::Zeros, located.run.length))
+    }
+
+    /// Whether all of `start..end` is known to read as zeros.
+    pub(crate) async fn known_zeros(&self, start: u64, end: u64) -> Result<bool> {
+        let mut at = start;
+        while at < end {
+            let (zeros, length) = self.zeros_at(at, end - at).await?;
+            if !zeros {
+                return Ok(false);
+            }
+            at += length;
+        }
+        Ok(true)
     }
 
     /// Whether `length` bytes at `offset` lie inside the disk.

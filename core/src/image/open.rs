@@ -1,12 +1,15 @@
 //! Opening: probe, parse, check, and follow the names that the resolver allows.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 
 use crate::chain::{File, MAX_CHAIN, Resolver, Wanted};
-use crate::codec::Decompressor;
+use crate::codec::{Compressor, Decompressor};
 use crate::error::{Error, Place, Result, Role, Structure};
+use crate::image::change::state::Changing;
 use crate::image::clock::Clock;
-use crate::image::qcow2::{BackingName, Qcow2, Root, read_table};
+use crate::image::ordering::{OrderingPoint, upheld};
+use crate::image::qcow2::{BackingName, Meta, Qcow2, Root, read_table, root_tables};
 use crate::image::tables::TableCache;
 use crate::image::{Image, Layer};
 use crate::probe::{Format, PROBE_BYTES, Probed, probe};
@@ -45,6 +48,11 @@ pub struct OpenOptions {
     /// Whether a backing file for which the image names no format may be probed. A raw backing file could
     /// carry any header its guest wrote, so the default is to refuse.
     pub probe_backing: bool,
+    /// Whether the image itself is opened for writing; files below it never are.
+    pub writable: bool,
+    /// Whether the image is to be [repaired](crate::repair), which also one can be that is marked as
+    /// corrupt, or has no refcount table where its header says. Until then it takes no other change.
+    pub repair: bool,
     /// A bound for cached metadata per file, in bytes.
     pub cache_bytes: usize,
 }
@@ -56,13 +64,15 @@ impl Default for OpenOptions {
             backing: Backing::Open,
             data_file: true,
             probe_backing: false,
+            writable: false,
+            repair: false,
             cache_bytes: 32 << 20,
         }
     }
 }
 
 impl<S: Storage> Image<S> {
-    /// Opens the image in `file` for reading, with the files it names as far as `resolver` allows.
+    /// Opens the image in `file`, with the files it names as far as `resolver` allows.
     ///
     /// # Errors
     ///
@@ -72,10 +82,31 @@ impl<S: Storage> Image<S> {
     where
         R: Resolver<Storage = S>,
     {
+        if options.writable && upheld(OrderingPoint::FlushAtOpen) {
+            // What is read now may be what a killed process left in a cache: it becomes durable before
+            // anything builds on it.
+            flush(&file).await?;
+        }
         let mut names = vec![file.name.clone()];
         let mut layers = vec![open_layer(file, options.format, options, resolver, 0).await?];
+        let changing = match (&layers[0], options.writable) {
+            (_, false) => None,
+            (Layer::Raw(raw), true) => Some(Changing::open_raw(raw.file_len())),
+            (Layer::Qcow2(qcow2), true) => {
+                if let Some(data_file) = &qcow2.data_file
+                    && upheld(OrderingPoint::FlushAtOpen)
+                {
+                    flush(data_file).await?;
+                }
+                Some(Changing::open(
+                    &qcow2.header(),
+                    qcow2.file_len(),
+                    options.repair,
+                )?)
+            }
+        };
         if options.backing == Backing::Ignore {
-            return Ok(Self { layers });
+            return Ok(Self { layers, changing });
         }
         loop {
             let depth = layers.len();
@@ -141,8 +172,16 @@ impl<S: Storage> Image<S> {
             names.push(name);
             layers.push(layer);
         }
-        Ok(Self { layers })
+        Ok(Self { layers, changing })
     }
+}
+
+async fn flush<S: Storage>(file: &File<S>) -> Result<()> {
+    file.storage.flush().await.map_err(|source| Error::Io {
+        what: format!("Could not flush '{}'", file.name).into(),
+        offset: None,
+        source,
+    })
 }
 
 async fn open_layer<S, R>(
@@ -205,15 +244,14 @@ where
     let first = read_first_cluster(storage, &raw_header, cluster_size).await?;
     let area = extension_area(&first, &raw_header, cluster_size);
     let describe = |bits| extension::describe_unknown(bits, &extension::feature_names(area));
-    let header = Header::check(&raw_header, file_len, describe)?;
+    let repair = options.repair && depth == 0;
+    let (header, root_tables) = check_header(&raw_header, file_len, describe, repair)?;
     let surroundings = Surroundings {
         cluster_size,
         encryption: header.encryption,
         autoclear: header.autoclear,
     };
     let extensions = Extensions::parse(area, surroundings)?;
-    let root_tables = root_tables(&header, file_len)?;
-
     let backing = match header.backing_name {
         None => None,
         Some((at, length)) => {
@@ -231,7 +269,7 @@ where
         }
     };
 
-    let snapshots = read_snapshots(storage, &header, file_len).await?;
+    let (snapshots, snapshot_table_bytes) = read_snapshots(storage, &header, file_len).await?;
     let l1 = read_table(
         storage,
         header.l1.offset,
@@ -275,7 +313,7 @@ where
 
     let cached_clusters = CLUSTER_CACHE_BYTES / cluster_size.bytes();
     Ok(Qcow2 {
-        file_len,
+        file_len: Cell::new(file_len),
         data_file,
         l2_format: L2Format {
             cluster_size,
@@ -286,24 +324,29 @@ where
         tables: TableCache::new(options.cache_bytes, cluster_size),
         clusters: RefCell::new(Clock::new(cached_clusters.clamp(1, 64) as usize)),
         decompressor: RefCell::new(Decompressor::new()),
-        root: Root {
+        compressor: RefCell::new(Compressor::new()),
+        root: RefCell::new(Root {
             l1,
             l1_offset: header.l1.offset,
             size: header.size,
-        },
-        raw_header,
-        header,
-        extensions,
-        backing,
-        snapshots,
-        root_tables,
+            vm_state_size: 0,
+        }),
+        meta: RefCell::new(Meta {
+            raw_header: raw_header.into(),
+            header: header.into(),
+            extensions: extensions.into(),
+            backing: backing.map(Rc::new),
+            snapshots: snapshots.into(),
+            root_tables: root_tables.into(),
+            snapshot_table_bytes,
+        }),
         file,
     })
 }
 
 /// The part of the first cluster that says something: header, extensions and backing name. Clusters are
 /// up to 2 MiB, and all that hardly ever takes more than a few hundred bytes.
-async fn read_first_cluster<S: Storage>(
+pub(super) async fn read_first_cluster<S: Storage>(
     storage: &S,
     raw: &RawHeader,
     cluster_size: ClusterSize,
@@ -325,8 +368,33 @@ async fn read_first_cluster<S: Storage>(
     Ok(first)
 }
 
+/// The header, and the tables that it points to. For a repair, a refcount table that cannot be where the
+/// header says is none at all.
+#[allow(clippy::type_complexity)] // As `Meta` has it.
+fn check_header(
+    raw: &RawHeader,
+    file_len: u64,
+    describe: impl FnOnce(u64) -> String,
+    repair: bool,
+) -> Result<(Header, Vec<(u64, u64, Structure)>)> {
+    let with_tables = |header: Header| {
+        let tables = root_tables(&header, file_len)?;
+        Ok((header, tables))
+    };
+    match Header::check(raw, file_len, describe).and_then(with_tables) {
+        Err(error) if repair => Header::check_without_refcounts(raw, file_len)
+            .and_then(with_tables)
+            .map_err(|_| error),
+        result => result,
+    }
+}
+
 /// Where header extensions stand in the first cluster, of which `first` is the beginning.
-fn extension_area<'a>(first: &'a [u8], raw: &RawHeader, cluster_size: ClusterSize) -> Area<'a> {
+pub(super) fn extension_area<'a>(
+    first: &'a [u8],
+    raw: &RawHeader,
+    cluster_size: ClusterSize,
+) -> Area<'a> {
     let end = match raw.backing_file_offset {
         0 => cluster_size.len(),
         at => at as usize,
@@ -338,57 +406,17 @@ fn extension_area<'a>(first: &'a [u8], raw: &RawHeader, cluster_size: ClusterSiz
     }
 }
 
-/// The tables that the header points to, which must not overlap (invariant M3).
-fn root_tables(header: &Header, file_len: u64) -> Result<Vec<(u64, u64, Structure)>> {
-    let mut tables = vec![(0, header.cluster_size.bytes(), Structure::Header)];
-    let claims = [
-        (
-            header.refcount_table.offset.0,
-            u64::from(header.refcount_table.entries) * 8,
-            Structure::RefcountTable,
-        ),
-        (
-            header.l1.offset.0,
-            u64::from(header.l1.entries) * 8,
-            Structure::L1Table,
-        ),
-        (
-            header.snapshots.offset.0,
-            u64::from(header.snapshots.entries) * snapshot::FIXED_BYTES as u64,
-            Structure::SnapshotTable,
-        ),
-    ];
-    for (start, length, structure) in claims {
-        let end = start + length;
-        if length == 0 {
-            continue;
-        }
-        if let Some((.., other)) = tables
-            .iter()
-            .find(|(from, to, _)| start < *to && *from < end)
-        {
-            return Err(Error::corrupt(
-                format!(
-                    "The {structure} at {start:#x} overlaps with the {other} (file of {file_len} bytes)"
-                ),
-                Place::at(structure, start),
-            ));
-        }
-        tables.push((start, end, structure));
-    }
-    Ok(tables)
-}
-
-/// Reads the snapshot table, which is as long as its entries say.
+/// Reads the snapshot table, which is as long as its entries say; that is the second value.
 async fn read_snapshots<S: Storage>(
     storage: &S,
     header: &Header,
     file_len: u64,
-) -> Result<Vec<Snapshot>> {
+) -> Result<(Vec<Snapshot>, u64)> {
     /// How much is read at a time; larger than any entry.
     const PIECE: usize = 256 << 10;
     let table_at = header.snapshots.offset.0;
     let mut snapshots = Vec::new();
+    let mut table_bytes = 0;
     let mut bytes: Vec<u8> = Vec::new();
     let mut used = 0;
     let mut at = table_at;
@@ -415,8 +443,9 @@ async fn read_snapshots<S: Storage>(
                 .map_err(|error| Error::io("Failed to read snapshot table", at, error))?;
             at += more as u64;
         };
+        table_bytes += length as u64;
         used = (used + length).min(bytes.len());
         snapshots.push(snapshot);
     }
-    Ok(snapshots)
+    Ok((snapshots, table_bytes))
 }

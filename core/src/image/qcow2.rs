@@ -1,16 +1,17 @@
 //! One open qcow2 file: its tables, without its backing files.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 
 use crate::chain::File;
-use crate::codec::Decompressor;
+use crate::codec::{Compressor, Decompressor};
 use crate::error::{Error, Place, Result, Structure};
 use crate::image::clock::Clock;
 use crate::image::tables::TableCache;
 use crate::qcow2::header::{TableClaim, TableRules};
 use crate::qcow2::{
-    Bitmap, COPIED, Extensions, Header, L2Format, MAX_L1_BYTES, OFFSET_MASK, RawHeader, Snapshot,
-    bitmap,
+    Autoclear, Bitmap, COPIED, Extensions, Header, L2Format, MAX_L1_BYTES, OFFSET_MASK, RawHeader,
+    Snapshot, bitmap::Directory, snapshot,
 };
 use crate::storage::{Storage, read_padded};
 use crate::units::{GuestOffset, HostOffset, SECTOR};
@@ -33,33 +34,45 @@ pub(crate) struct Root {
     pub l1_offset: HostOffset,
     /// The disk's size in bytes.
     pub size: u64,
+    /// How much machine state lies past the end of the disk: a snapshot's, in bytes.
+    pub vm_state_size: u64,
+}
+
+/// What the header says, and the tables it points to that are read whole. A transaction replaces all of it
+/// at once, as its switch replaces sector 0.
+#[derive(Clone, Debug)]
+pub(crate) struct Meta {
+    pub raw_header: Rc<RawHeader>,
+    pub header: Rc<Header>,
+    pub extensions: Rc<Extensions>,
+    pub backing: Option<Rc<BackingName>>,
+    pub snapshots: Rc<[Snapshot]>,
+    /// Tables that no data cluster may lie in (invariant M3), as byte ranges of the file.
+    pub root_tables: Rc<[(u64, u64, Structure)]>,
+    /// How long the snapshot table is.
+    pub snapshot_table_bytes: u64,
 }
 
 /// An open qcow2 file.
 pub struct Qcow2<S> {
     pub(crate) file: File<S>,
-    pub(crate) file_len: u64,
+    pub(crate) file_len: Cell<u64>,
     pub(crate) data_file: Option<File<S>>,
-    pub(crate) raw_header: RawHeader,
-    pub(crate) header: Header,
-    pub(crate) extensions: Extensions,
-    pub(crate) backing: Option<BackingName>,
-    pub(crate) snapshots: Vec<Snapshot>,
-    pub(crate) root: Root,
+    pub(crate) meta: RefCell<Meta>,
+    pub(crate) root: RefCell<Root>,
     pub(crate) l2_format: L2Format,
     pub(crate) tables: TableCache,
     /// Decompressed clusters, by the place of their compressed data.
-    pub(crate) clusters: RefCell<Clock<crate::qcow2::Compressed, std::rc::Rc<[u8]>>>,
+    pub(crate) clusters: RefCell<Clock<crate::qcow2::Compressed, Rc<[u8]>>>,
     pub(crate) decompressor: RefCell<Decompressor>,
-    /// Tables that no data cluster may lie in (invariant M3), as byte ranges of the file.
-    pub(crate) root_tables: Vec<(u64, u64, Structure)>,
+    pub(crate) compressor: RefCell<Compressor>,
 }
 
 impl<S> std::fmt::Debug for Qcow2<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Qcow2")
             .field("name", &self.file.name)
-            .field("header", &self.header)
+            .field("header", &self.meta.borrow().header)
             .finish_non_exhaustive()
     }
 }
@@ -71,10 +84,10 @@ impl<S: Storage> Qcow2<S> {
         &self.file
     }
 
-    /// The length of that file in bytes, when it was opened.
+    /// The length of that file in bytes, when it was opened or as it was written since.
     #[must_use]
     pub fn file_len(&self) -> u64 {
-        self.file_len
+        self.file_len.get()
     }
 
     /// The external data file, where the image has one and it was opened.
@@ -85,32 +98,32 @@ impl<S: Storage> Qcow2<S> {
 
     /// The header.
     #[must_use]
-    pub fn header(&self) -> &Header {
-        &self.header
+    pub fn header(&self) -> Rc<Header> {
+        self.meta.borrow().header.clone()
     }
 
     /// The header's fields as they stand.
     #[must_use]
-    pub fn raw_header(&self) -> &RawHeader {
-        &self.raw_header
+    pub fn raw_header(&self) -> Rc<RawHeader> {
+        self.meta.borrow().raw_header.clone()
     }
 
     /// The header extensions.
     #[must_use]
-    pub fn extensions(&self) -> &Extensions {
-        &self.extensions
+    pub fn extensions(&self) -> Rc<Extensions> {
+        self.meta.borrow().extensions.clone()
     }
 
     /// The backing file's name, whether or not it was opened.
     #[must_use]
-    pub fn backing(&self) -> Option<&BackingName> {
-        self.backing.as_ref()
+    pub fn backing(&self) -> Option<Rc<BackingName>> {
+        self.meta.borrow().backing.clone()
     }
 
     /// The internal snapshots, in the order of the snapshot table.
     #[must_use]
-    pub fn snapshots(&self) -> &[Snapshot] {
-        &self.snapshots
+    pub fn snapshots(&self) -> Rc<[Snapshot]> {
+        self.meta.borrow().snapshots.clone()
     }
 
     /// How L2 entries are read.
@@ -123,7 +136,7 @@ impl<S: Storage> Qcow2<S> {
     /// in use.
     #[must_use]
     pub fn virtual_size(&self) -> u64 {
-        self.root.size / SECTOR * SECTOR
+        self.root.borrow().size / SECTOR * SECTOR
     }
 
     /// The persistent bitmaps; none where the image says that they are stale.
@@ -132,8 +145,14 @@ impl<S: Storage> Qcow2<S> {
     ///
     /// [`Error::Corrupt`] for a directory that contradicts itself or lies outside the file.
     pub async fn bitmaps(&self) -> Result<Vec<Bitmap>> {
-        let Some(extension) = self.extensions.bitmaps else {
-            return Ok(Vec::new());
+        let directory = self.bitmap_directory().await?;
+        Ok(directory.map_or_else(Vec::new, Directory::into_bitmaps))
+    }
+
+    /// The directory of the persistent bitmaps, where the image has some.
+    pub(crate) async fn bitmap_directory(&self) -> Result<Option<Directory>> {
+        let Some(extension) = self.extensions().bitmaps else {
+            return Ok(None);
         };
         let rules = self.table_rules();
         let directory = rules.check(&TableClaim {
@@ -150,22 +169,25 @@ impl<S: Storage> Qcow2<S> {
             .map_err(|error| {
                 Error::io("Could not read bitmap directory", directory.offset.0, error)
             })?;
-        bitmap::parse_directory(&bytes, extension, rules)
+        Directory::parse(bytes, extension, rules).map(Some)
     }
 
     /// The snapshot whose id, or else whose name, is `id_or_name`.
     #[must_use]
-    pub fn find_snapshot(&self, id_or_name: &str) -> Option<&Snapshot> {
+    pub fn find_snapshot(&self, id_or_name: &str) -> Option<Snapshot> {
+        let snapshots = self.snapshots();
         let by = |key: fn(&Snapshot) -> &str| {
-            self.snapshots
+            snapshots
                 .iter()
                 .find(|snapshot| key(snapshot) == id_or_name)
         };
-        by(|snapshot| &snapshot.id).or_else(|| by(|snapshot| &snapshot.name))
+        by(|snapshot| &snapshot.id)
+            .or_else(|| by(|snapshot| &snapshot.name))
+            .cloned()
     }
 
     /// Makes `snapshot` what [`crate::Image`] reads, at the snapshot's own size.
-    pub(crate) async fn use_snapshot(&mut self, snapshot: &Snapshot) -> Result<()> {
+    pub(crate) async fn use_snapshot(&self, snapshot: &Snapshot) -> Result<()> {
         let table = self.table_rules().check(&TableClaim {
             name: "Snapshot L1 table",
             structure: Structure::L1Table,
@@ -174,8 +196,8 @@ impl<S: Storage> Qcow2<S> {
             entry_bytes: 8,
             limit_bytes: MAX_L1_BYTES,
         })?;
-        let size = snapshot.disk_size.unwrap_or(self.header.size);
-        if self.header.l1_entries_for(size) > u64::from(table.entries)
+        let size = snapshot.disk_size.unwrap_or(self.header().size);
+        if self.header().l1_entries_for(size) > u64::from(table.entries)
             && snapshot.disk_size.is_some()
         {
             return Err(Error::corrupt(
@@ -193,35 +215,98 @@ impl<S: Storage> Qcow2<S> {
             "Could not read L1 table",
         )
         .await?;
-        self.root = Root {
+        self.root.replace(Root {
             l1,
             l1_offset: table.offset,
             size,
-        };
+            vm_state_size: snapshot.vm_state_size,
+        });
         Ok(())
+    }
+
+    /// The file that holds guest data.
+    pub(crate) fn content_file(&self) -> Result<&File<S>> {
+        match (&self.data_file, self.l2_format.data_file) {
+            (Some(data_file), true) => Ok(data_file),
+            (None, true) => Err(Error::Refused(
+                "The image's data file was not opened".into(),
+            )),
+            (_, false) => Ok(&self.file),
+        }
+    }
+
+    /// Something will lie in the file up to byte `end`.
+    pub(crate) fn reaches(&self, end: u64) {
+        self.file_len.set(self.file_len.get().max(end));
+    }
+
+    /// The header is this from now on. The tables that are kept whole follow by [`Self::adopt_tables`].
+    pub(crate) fn adopt(&self, raw: RawHeader) -> Result<()> {
+        let file_len = self.file_len.get();
+        let header = Header::check(&raw, file_len, |bits| format!("{bits:#x}"))?;
+        let mut meta = self.meta.borrow_mut();
+        if !header.autoclear.has(Autoclear::BITMAPS) && meta.extensions.bitmaps.is_some() {
+            let mut extensions = (*meta.extensions).clone();
+            extensions.bitmaps = None;
+            extensions.stale_bitmaps = true;
+            meta.extensions = extensions.into();
+        }
+        meta.root_tables = root_tables(&header, file_len)?.into();
+        meta.header = header.into();
+        meta.raw_header = raw.into();
+        Ok(())
+    }
+
+    /// The active L1 table and the snapshots are these from now on.
+    pub(crate) fn adopt_tables(&self, l1: Vec<u64>, snapshots: Vec<Snapshot>) {
+        self.adopt_l1(l1);
+        self.adopt_snapshots(snapshots);
+    }
+
+    /// The snapshot table has just been written with these.
+    pub(crate) fn adopt_snapshots(&self, snapshots: Vec<Snapshot>) {
+        let mut meta = self.meta.borrow_mut();
+        let size = meta.header.size;
+        let lengths = snapshots
+            .iter()
+            .map(|snapshot| snapshot.encode(size).len() as u64);
+        meta.snapshot_table_bytes = lengths.sum();
+        meta.snapshots = snapshots.into();
+    }
+
+    /// The active L1 table is this from now on.
+    pub(crate) fn adopt_l1(&self, l1: Vec<u64>) {
+        let header = self.header();
+        self.root.replace(Root {
+            l1,
+            l1_offset: header.l1.offset,
+            size: header.size,
+            vm_state_size: 0,
+        });
     }
 
     pub(crate) fn table_rules(&self) -> TableRules {
         TableRules {
-            cluster_size: self.header.cluster_size,
-            file_len: self.file_len,
+            cluster_size: self.header().cluster_size,
+            file_len: self.file_len(),
         }
     }
 
     /// Where the L2 table of L1 entry `index` starts, checked; `None` where there is none.
     pub(crate) fn l2_table(&self, guest: GuestOffset) -> Result<Option<HostOffset>> {
-        let index = guest.0 / self.header.l1_coverage();
+        let index = guest.0 / self.header().l1_coverage();
         // Past the table's end nothing is allocated: a snapshot's L1 may be shorter than the disk.
+        let root = self.root.borrow();
         let entry = usize::try_from(index)
             .ok()
-            .and_then(|at| self.root.l1.get(at))
+            .and_then(|at| root.l1.get(at))
             .copied()
             .unwrap_or(0);
         let offset = HostOffset(entry & OFFSET_MASK);
         if offset.0 == 0 {
             return Ok(None);
         }
-        let place = Place::at(Structure::L1Table, self.root.l1_offset.0 + index * 8).entry(index);
+        let place = Place::at(Structure::L1Table, root.l1_offset.0 + index * 8).entry(index);
         let wrong = |how: String| {
             Err(Error::corrupt(
                 format!("L2 table offset {offset:#x} {how}"),
@@ -233,11 +318,11 @@ impl<S: Storage> Qcow2<S> {
                 "has reserved bits set (L1 index: {index:#x}, entry {entry:#x})"
             ));
         }
-        let cluster = self.header.cluster_size;
+        let cluster = self.header().cluster_size;
         if !offset.is_aligned(cluster.bytes()) {
             return wrong(format!("unaligned (L1 index: {index:#x})"));
         }
-        if offset.0 >= self.file_len {
+        if offset.0 >= self.file_len() {
             return wrong(format!("past the end of the file (L1 index: {index:#x})"));
         }
         if let Some(structure) = self.overlaps_root_table(offset.0, cluster.bytes()) {
@@ -251,11 +336,54 @@ impl<S: Storage> Qcow2<S> {
     /// The root table that the bytes from `start` on lie in, if they do.
     pub(crate) fn overlaps_root_table(&self, start: u64, length: u64) -> Option<Structure> {
         let end = start.saturating_add(length);
-        self.root_tables
+        self.meta
+            .borrow()
+            .root_tables
             .iter()
             .find(|(from, to, _)| start < *to && *from < end)
             .map(|(.., structure)| *structure)
     }
+}
+
+/// The tables that the header points to, which must not overlap (invariant M3).
+pub(crate) fn root_tables(header: &Header, file_len: u64) -> Result<Vec<(u64, u64, Structure)>> {
+    let mut tables = vec![(0, header.cluster_size.bytes(), Structure::Header)];
+    let claims = [
+        (
+            header.refcount_table.offset.0,
+            u64::from(header.refcount_table.entries) * 8,
+            Structure::RefcountTable,
+        ),
+        (
+            header.l1.offset.0,
+            u64::from(header.l1.entries) * 8,
+            Structure::L1Table,
+        ),
+        (
+            header.snapshots.offset.0,
+            u64::from(header.snapshots.entries) * snapshot::FIXED_BYTES as u64,
+            Structure::SnapshotTable,
+        ),
+    ];
+    for (start, length, structure) in claims {
+        let end = start + length;
+        if length == 0 {
+            continue;
+        }
+        if let Some((.., other)) = tables
+            .iter()
+            .find(|(from, to, _)| start < *to && *from < end)
+        {
+            return Err(Error::corrupt(
+                format!(
+                    "The {structure} at {start:#x} overlaps with the {other} (file of {file_len} bytes)"
+                ),
+                Place::at(structure, start),
+            ));
+        }
+        tables.push((start, end, structure));
+    }
+    Ok(tables)
 }
 
 /// A whole table as numbers, read in pieces so that it is never in memory twice.

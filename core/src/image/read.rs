@@ -27,7 +27,14 @@ impl<S: Storage> Image<S> {
     /// [`Error::Corrupt`] for tables or compressed data that cannot be, [`Error::Unsupported`] for
     /// encrypted content, [`Error::Io`] where a file could not be read.
     pub async fn read_at(&self, offset: GuestOffset, buf: &mut [u8]) -> Result<()> {
+        let end = offset.0.saturating_add(buf.len() as u64);
+        let _held = self.hold_for_reading(offset.0..end).await?;
         self.check_range(offset, buf.len() as u64)?;
+        self.read_held(offset, buf).await
+    }
+
+    /// As [`Self::read_at`], of a range that is held and inside the disk.
+    pub(crate) async fn read_held(&self, offset: GuestOffset, buf: &mut [u8]) -> Result<()> {
         let at_once = self
             .layers
             .iter()
@@ -103,15 +110,7 @@ impl<S: Storage> Image<S> {
             }
             (Source::Host(host), Layer::Qcow2(qcow2)) => {
                 qcow2.readable()?;
-                let file = match (&qcow2.data_file, qcow2.header.has_data_file()) {
-                    (Some(data_file), true) => data_file,
-                    (None, true) => {
-                        return Err(Error::Refused(
-                            "The image's data file was not opened".into(),
-                        ));
-                    }
-                    (_, false) => &qcow2.file,
-                };
+                let file = qcow2.content_file()?;
                 read_padded(&file.storage, host.0, buf)
                     .await
                     .map_err(|error| Error::io("Could not read data", host.0, error))?;
@@ -146,7 +145,7 @@ impl<S: Storage> Layer<S> {
 impl<S: Storage> Qcow2<S> {
     /// Refuses encrypted content: ciphertext is never handed out as data (QEMU-COMPAT rule 44).
     fn readable(&self) -> Result<()> {
-        let method = match self.header.encryption {
+        let method = match self.header().encryption {
             Encryption::None => return Ok(()),
             Encryption::Aes => "AES",
             Encryption::Luks => "LUKS",
@@ -164,7 +163,7 @@ impl<S: Storage> Qcow2<S> {
         guest: GuestOffset,
         buf: &mut [u8],
     ) -> Result<()> {
-        let cluster = self.header.cluster_size;
+        let cluster = self.header().cluster_size;
         if buf.len() as u64 == cluster.bytes() {
             // A whole cluster will hardly be asked for again: straight to where it is wanted.
             return self.decompress(compressed, buf).await;
@@ -189,13 +188,13 @@ impl<S: Storage> Qcow2<S> {
         // The last sectors of the last cluster of a file need not be there.
         let length = compressed
             .length
-            .min(self.file_len.saturating_sub(compressed.offset.0)) as usize;
+            .min(self.file_len().saturating_sub(compressed.offset.0)) as usize;
         let mut data = vec![0; length];
         let at = compressed.offset.0;
         read_padded(&self.file.storage, at, &mut data)
             .await
             .map_err(|error| Error::io("Could not read compressed cluster", at, error))?;
-        let method = self.header.compression;
+        let method = self.header().compression;
         self.decompressor
             .borrow_mut()
             .decompress(method, &data, cluster)

@@ -1,4 +1,4 @@
-//! Numbers out of byte slices whose length was checked before.
+//! Numbers out of byte slices and into them.
 
 /// The `u16` at byte `at`; 0 past the end, as an absent field reads (specification, "Additional fields").
 pub(crate) fn be16(bytes: &[u8], at: usize) -> u16 {
@@ -13,6 +13,16 @@ pub(crate) fn be32(bytes: &[u8], at: usize) -> u32 {
 /// The `u64` at byte `at`; 0 past the end.
 pub(crate) fn be64(bytes: &[u8], at: usize) -> u64 {
     field(bytes, at).map_or(0, u64::from_be_bytes)
+}
+
+/// Writes `value` at byte `at`, which the caller made room for.
+pub(crate) fn put32(bytes: &mut [u8], at: usize, value: u32) {
+    bytes[at..at + 4].copy_from_slice(&value.to_be_bytes());
+}
+
+/// Writes `value` at byte `at`, which the caller made room for.
+pub(crate) fn put64(bytes: &mut [u8], at: usize, value: u64) {
+    bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
 }
 
 /// The little-endian `u16` at byte `at`, as foreign formats have them; 0 past the end.
@@ -45,4 +55,12 @@ pub(crate) fn be64_table(bytes: &[u8]) -> impl ExactSizeIterator<Item = u64> + '
     bytes
         .chunks_exact(8)
         .map(|entry| u64::from_be_bytes(entry.try_into().unwrap_or_default()))
+}
+
+/// Numbers, as a table of big-endian entries.
+pub(crate) fn be64_bytes(entries: &[u64]) -> Vec<u8> {
+    entries
+        .iter()
+        .flat_map(|entry| entry.to_be_bytes())
+        .collect()
 }

@@ -1,7 +1,7 @@
 //! Header extensions (specification, "Header extensions").
 
 use crate::error::{Error, Place, Result, Structure};
-use crate::qcow2::bytes::{be32, be64, text};
+use crate::qcow2::bytes::{be32, be64, put32, put64, text};
 use crate::qcow2::{Autoclear, Compatible, Encryption, Incompatible, MAX_BITMAPS};
 use crate::units::{ClusterSize, HostOffset};
 
@@ -40,6 +40,9 @@ pub struct Extensions {
     pub data_file: Option<String>,
     /// Extensions nobody here knows, with their data: kept whenever the header is rewritten.
     pub unknown: Vec<(u32, Vec<u8>)>,
+    /// The names as they stand in the file: those of other programs need not be UTF-8, and are kept byte
+    /// for byte as long as nobody changes them.
+    pub(crate) stored: Vec<(u32, Vec<u8>)>,
 }
 
 /// Which bitmap a [`FeatureName`] is about.
@@ -113,6 +116,14 @@ impl<'a> Area<'a> {
             }
         }
         self.bytes.get(end..).is_some_and(|rest| rest.len() >= 8)
+    }
+
+    /// The byte of the file at which the data of the bitmaps extension stand: of the last one, as in
+    /// [`Extensions::parse`].
+    pub fn bitmaps_at(self) -> Option<usize> {
+        let items = self.items().map_while(Result::ok);
+        let bitmaps = items.filter(|item| item.kind == BITMAPS);
+        bitmaps.last().map(|item| item.at as usize + 8)
     }
 
     /// The extensions up to the end marker or the area's end; an error where a length runs off.
@@ -233,6 +244,62 @@ impl Extensions {
         (found, errors)
     }
 
+    /// The extensions in `room` bytes, with the marker that ends them; `None` where they do not fit.
+    ///
+    /// The feature name table goes last, and is left out where there is no room for it: it is advice, and
+    /// what a later change of the header needs must stand in the first sector (invariant M6).
+    pub(crate) fn encode(&self, room: usize) -> Option<Vec<u8>> {
+        const END_BYTES: usize = 8;
+        let mut bytes = Vec::new();
+        if let Some(format) = &self.backing_format {
+            let data = self.stored(BACKING_FORMAT, |data| text(data) == *format);
+            append(
+                &mut bytes,
+                BACKING_FORMAT,
+                data.unwrap_or(format.as_bytes()),
+            );
+        }
+        if let Some(bitmaps) = &self.bitmaps {
+            append(&mut bytes, BITMAPS, &bitmaps.encode());
+        }
+        if let Some(crypto) = &self.crypto {
+            append(&mut bytes, CRYPTO, &crypto.encode());
+        }
+        if let Some(name) = &self.data_file {
+            let data = self.stored(DATA_FILE, |data| text(data) == *name);
+            append(&mut bytes, DATA_FILE, data.unwrap_or(name.as_bytes()));
+        }
+        for (kind, data) in &self.unknown {
+            append(&mut bytes, *kind, data);
+        }
+        let without_names = bytes.len();
+        if !self.feature_names.is_empty() {
+            let same = |data: &[u8]| parse_feature_names(data) == self.feature_names;
+            match self.stored(FEATURE_NAMES, same) {
+                Some(data) => append(&mut bytes, FEATURE_NAMES, data),
+                None => {
+                    let data = encode_feature_names(&self.feature_names);
+                    append(&mut bytes, FEATURE_NAMES, &data);
+                }
+            }
+            if bytes.len() + END_BYTES > room {
+                bytes.truncate(without_names);
+            }
+        }
+        bytes.resize(bytes.len() + END_BYTES, 0);
+        (bytes.len() <= room).then_some(bytes)
+    }
+
+    /// The data of the last extension of a kind in the file, if it still says what it should.
+    fn stored(&self, kind: u32, says_the_same: impl Fn(&[u8]) -> bool) -> Option<&[u8]> {
+        self.stored
+            .iter()
+            .rev()
+            .find(|(stored, _)| *stored == kind)
+            .map(|(_, data)| data.as_slice())
+            .filter(|data| says_the_same(data))
+    }
+
     fn take(&mut self, item: &Item<'_>, header: Surroundings) -> Result<()> {
         let &Item { kind, data, at } = item;
         match kind {
@@ -248,17 +315,70 @@ impl Extensions {
                     ));
                 }
                 self.backing_format = Some(text(data)).filter(|name| !name.is_empty());
+                self.stored.push((kind, data.to_vec()));
             }
-            FEATURE_NAMES => self.feature_names = parse_feature_names(data),
+            FEATURE_NAMES => {
+                self.feature_names = parse_feature_names(data);
+                self.stored.push((kind, data.to_vec()));
+            }
             BITMAPS => {
                 self.bitmaps = parse_bitmaps(data, at, header)?;
                 self.stale_bitmaps = self.bitmaps.is_none();
             }
             CRYPTO => self.crypto = Some(parse_crypto(data, at, header)?),
-            DATA_FILE => self.data_file = Some(text(data)),
+            DATA_FILE => {
+                self.data_file = Some(text(data));
+                self.stored.push((kind, data.to_vec()));
+            }
             _ => self.unknown.push((kind, data.to_vec())),
         }
         Ok(())
+    }
+}
+
+fn append(bytes: &mut Vec<u8>, kind: u32, data: &[u8]) {
+    bytes.extend_from_slice(&kind.to_be_bytes());
+    bytes.extend_from_slice(&(data.len() as u32).to_be_bytes());
+    bytes.extend_from_slice(data);
+    bytes.resize(bytes.len().next_multiple_of(8), 0);
+}
+
+fn encode_feature_names(names: &[FeatureName]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(names.len() * FEATURE_NAME_ENTRY);
+    for feature in names {
+        let start = bytes.len();
+        bytes.push(match feature.kind {
+            FeatureType::Incompatible => 0,
+            FeatureType::Compatible => 1,
+            FeatureType::Autoclear => 2,
+        });
+        bytes.push(feature.bit);
+        let name = feature.name.as_bytes();
+        bytes.extend_from_slice(&name[..name.len().min(FEATURE_NAME_ENTRY - 2)]);
+        bytes.resize(start + FEATURE_NAME_ENTRY, 0);
+    }
+    bytes
+}
+
+impl BitmapsExtension {
+    /// The length of its data.
+    pub(crate) const BYTES: usize = 24;
+
+    pub(crate) fn encode(self) -> [u8; Self::BYTES] {
+        let mut data = [0; Self::BYTES];
+        put32(&mut data, 0, self.count);
+        put64(&mut data, 8, self.directory_bytes);
+        put64(&mut data, 16, self.directory.0);
+        data
+    }
+}
+
+impl CryptoHeader {
+    fn encode(self) -> [u8; 16] {
+        let mut data = [0; 16];
+        put64(&mut data, 0, self.offset.0);
+        put64(&mut data, 8, self.length);
+        data
     }
 }
 
@@ -373,6 +493,24 @@ pub fn specified_name(kind: FeatureType, bit: u8) -> Option<&'static str> {
         .map(|(_, name)| *name)
 }
 
+/// The names of all features that the specification defines, for new images.
+pub(crate) fn specified_names() -> Vec<FeatureName> {
+    [
+        (FeatureType::Incompatible, Incompatible::NAMES),
+        (FeatureType::Compatible, Compatible::NAMES),
+        (FeatureType::Autoclear, Autoclear::NAMES),
+    ]
+    .into_iter()
+    .flat_map(|(kind, names)| {
+        names.iter().map(move |&(bit, name)| FeatureName {
+            kind,
+            bit,
+            name: name.to_owned(),
+        })
+    })
+    .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -432,6 +570,67 @@ mod tests {
             "Header extension too large"
         );
         assert!(parse(&extension(BACKING_FORMAT, &[b'x'; 16])).is_err());
+    }
+
+    #[test]
+    fn what_is_encoded_is_parsed_as_the_same() {
+        let header = Surroundings {
+            encryption: Encryption::Luks,
+            autoclear: Autoclear::BITMAPS,
+            ..plain()
+        };
+        let mut extensions = Extensions {
+            backing_format: Some("qcow2".into()),
+            feature_names: specified_names(),
+            bitmaps: Some(BitmapsExtension {
+                count: 2,
+                directory: HostOffset(0x7_0000),
+                directory_bytes: 64,
+            }),
+            crypto: Some(CryptoHeader {
+                offset: HostOffset(0x5_0000),
+                length: 4096,
+            }),
+            data_file: Some("data.raw".into()),
+            unknown: vec![(0x1234_5678, b"kept".to_vec())],
+            ..Extensions::default()
+        };
+        let parse = |bytes: &[u8]| {
+            let mut found = Extensions::parse(Area { bytes, at: 112 }, header).unwrap();
+            found.stored.clear();
+            found
+        };
+        let bytes = extensions.encode(4096).unwrap();
+        assert_eq!(parse(&bytes), extensions);
+        assert_eq!(extensions.encode(bytes.len()).unwrap(), bytes);
+
+        // Without room for it the feature name table goes, and nothing else does.
+        let short = extensions.encode(bytes.len() - 1).unwrap();
+        extensions.feature_names.clear();
+        assert_eq!(parse(&short), extensions);
+        assert_eq!(extensions.encode(short.len() - 1), None);
+    }
+
+    #[test]
+    fn names_that_nobody_changed_are_kept_byte_for_byte() {
+        let mut table = encode_feature_names(&specified_names());
+        table[2..6].copy_from_slice(&[0xff, 0xfe, 0, b'x']);
+        let bytes = [
+            extension(BACKING_FORMAT, b"raw\0raw"),
+            extension(DATA_FILE, b"\xffdata"),
+            extension(FEATURE_NAMES, &table),
+        ]
+        .concat();
+        let kept = |bytes: &[u8], data: &[u8]| bytes.windows(data.len()).any(|at| at == data);
+        let mut found = parse(&bytes).unwrap();
+        let again = found.encode(4096).unwrap();
+        assert!(kept(&again, b"raw\0raw") && kept(&again, b"\xffdata") && kept(&again, &table));
+
+        found.backing_format = Some("qcow2".into());
+        found.data_file = Some("other".into());
+        let changed = found.encode(4096).unwrap();
+        assert!(kept(&changed, b"qcow2\0") && kept(&changed, b"other") && kept(&changed, &table));
+        assert!(!kept(&changed, b"raw\0raw") && !kept(&changed, b"\xffdata"));
     }
 
     #[test]

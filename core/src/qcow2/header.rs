@@ -1,7 +1,7 @@
-//! The header (specification, "Header"): decoded as it stands, then checked into a [`Header`].
+//! The header (specification, "Header"): decoded as it stands, checked into a [`Header`], and encoded again.
 
 use crate::error::{Error, Place, Result, Structure};
-use crate::qcow2::bytes::{be32, be64};
+use crate::qcow2::bytes::{be32, be64, put32, put64};
 use crate::qcow2::{
     Autoclear, Compatible, Incompatible, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, MAX_SNAPSHOTS,
     RefcountWidth,
@@ -14,6 +14,8 @@ pub const MAGIC: u32 = 0x5146_49fb;
 pub const V2_LENGTH: u32 = 72;
 /// The least length of a version 3 header, in bytes.
 pub const V3_LENGTH: u32 = 104;
+/// The length of a version 3 header with the compression type: what new images have, in bytes.
+pub const FULL_LENGTH: u32 = 112;
 /// A snapshot table entry without its variable parts, in bytes.
 const SNAPSHOT_ENTRY_LEAST: u64 = 40;
 
@@ -127,6 +129,45 @@ impl RawHeader {
         }
         raw
     }
+
+    /// Writes the fields over the start of `bytes`: the beginning of the file as it is now, or zeros for a
+    /// new image. What is not a field of this version (header bytes past those known, padding, extensions)
+    /// stays as it is (QEMU-COMPAT rule 7).
+    ///
+    /// # Panics
+    ///
+    /// When `bytes` is shorter than 512 bytes: the header is written as one sector or not at all
+    /// (invariant M6).
+    pub fn encode_into(&self, bytes: &mut [u8]) {
+        assert!(
+            bytes.len() as u64 >= SECTOR,
+            "a header takes a whole sector"
+        );
+        put32(bytes, 0, self.magic);
+        put32(bytes, 4, self.version);
+        put64(bytes, 8, self.backing_file_offset);
+        put32(bytes, 16, self.backing_file_size);
+        put32(bytes, 20, self.cluster_bits);
+        put64(bytes, 24, self.size);
+        put32(bytes, 32, self.crypt_method);
+        put32(bytes, 36, self.l1_size);
+        put64(bytes, 40, self.l1_table_offset);
+        put64(bytes, 48, self.refcount_table_offset);
+        put32(bytes, 56, self.refcount_table_clusters);
+        put32(bytes, 60, self.nb_snapshots);
+        put64(bytes, 64, self.snapshots_offset);
+        if self.version >= 3 {
+            put64(bytes, 72, self.incompatible_features);
+            put64(bytes, 80, self.compatible_features);
+            put64(bytes, 88, self.autoclear_features);
+            put32(bytes, 96, self.refcount_order);
+            put32(bytes, 100, self.header_length);
+            // A shorter header has an extension here.
+            if self.header_length > V3_LENGTH {
+                bytes[V3_LENGTH as usize] = self.compression_type;
+            }
+        }
+    }
 }
 
 /// A table that lies in one piece: where, and how many entries.
@@ -225,6 +266,20 @@ impl Header {
         file_len: u64,
         describe_unknown: impl FnOnce(u64) -> String,
     ) -> Result<Self> {
+        Self::check_parts(raw, file_len, describe_unknown, true)
+    }
+
+    /// As [`Self::check`], but for the refcount table: there is none, whatever the fields say.
+    pub(crate) fn check_without_refcounts(raw: &RawHeader, file_len: u64) -> Result<Self> {
+        Self::check_parts(raw, file_len, |bits| format!("{bits:#x}"), false)
+    }
+
+    fn check_parts(
+        raw: &RawHeader,
+        file_len: u64,
+        describe_unknown: impl FnOnce(u64) -> String,
+        refcounts: bool,
+    ) -> Result<Self> {
         let cluster_size = check_basics(raw)?;
         let incompatible = Incompatible(raw.incompatible_features);
         let compression = match raw.compression_type {
@@ -294,18 +349,13 @@ impl Header {
             cluster_size,
             file_len,
         };
-        if raw.refcount_table_clusters == 0 {
-            return Err(wrong("Image does not contain a reference count table", 56));
-        }
-        let refcount_entries = u64::from(raw.refcount_table_clusters) * (cluster_size.bytes() / 8);
-        let refcount_table = tables.check(&TableClaim {
-            name: "Reference count table",
-            structure: Structure::RefcountTable,
-            offset: raw.refcount_table_offset,
-            entries: refcount_entries,
-            entry_bytes: 8,
-            limit_bytes: MAX_REFCOUNT_TABLE_BYTES,
-        })?;
+        let refcount_table = match refcounts {
+            true => check_refcount_table(raw, tables)?,
+            false => Table {
+                offset: HostOffset(0),
+                entries: 0,
+            },
+        };
         let snapshots = tables.check(&TableClaim {
             name: "Snapshot table",
             structure: Structure::SnapshotTable,
@@ -358,6 +408,44 @@ impl Header {
         })
     }
 
+    /// The fields that say this: what [`RawHeader::encode_into`] writes.
+    #[must_use]
+    pub fn to_raw(&self) -> RawHeader {
+        let (backing_file_offset, backing_file_size) = self.backing_name.unwrap_or_default();
+        let refcount_table_bytes = u64::from(self.refcount_table.entries) * 8;
+        RawHeader {
+            magic: MAGIC,
+            version: match self.version {
+                Version::V2 => 2,
+                Version::V3 => 3,
+            },
+            backing_file_offset,
+            backing_file_size,
+            cluster_bits: self.cluster_size.bits(),
+            size: self.size,
+            crypt_method: match self.encryption {
+                Encryption::None => 0,
+                Encryption::Aes => 1,
+                Encryption::Luks => 2,
+            },
+            l1_size: self.l1.entries,
+            l1_table_offset: self.l1.offset.0,
+            refcount_table_offset: self.refcount_table.offset.0,
+            refcount_table_clusters: self.cluster_size.count_for(refcount_table_bytes) as u32,
+            nb_snapshots: self.snapshots.entries,
+            snapshots_offset: self.snapshots.offset.0,
+            incompatible_features: self.incompatible.0,
+            compatible_features: self.compatible.0,
+            autoclear_features: self.autoclear.0,
+            refcount_order: self.refcount_width.order(),
+            header_length: self.length,
+            compression_type: match self.compression {
+                Compression::Zlib => 0,
+                Compression::Zstd => 1,
+            },
+        }
+    }
+
     /// Whether L2 entries are 128 bits.
     #[must_use]
     pub fn extended_l2(&self) -> bool {
@@ -387,6 +475,20 @@ impl Header {
     pub fn l1_entries_for(&self, size: u64) -> u64 {
         l1_entries_for(size, self.cluster_size, self.l2_entry_bytes())
     }
+}
+
+fn check_refcount_table(raw: &RawHeader, rules: TableRules) -> Result<Table> {
+    if raw.refcount_table_clusters == 0 {
+        return Err(wrong("Image does not contain a reference count table", 56));
+    }
+    rules.check(&TableClaim {
+        name: "Reference count table",
+        structure: Structure::RefcountTable,
+        offset: raw.refcount_table_offset,
+        entries: u64::from(raw.refcount_table_clusters) * (rules.cluster_size.bytes() / 8),
+        entry_bytes: 8,
+        limit_bytes: MAX_REFCOUNT_TABLE_BYTES,
+    })
 }
 
 fn l1_entries_for(size: u64, cluster_size: ClusterSize, l2_entry_bytes: u64) -> u64 {
@@ -549,6 +651,42 @@ mod tests {
         refused(|h| h.size = (1 << 30) + 1, "L1 table is too small");
         refused(|h| h.size = u64::MAX, "Image is too big");
         refused(|h| h.nb_snapshots = 65537, "Snapshot table too large");
+    }
+
+    #[test]
+    fn what_is_encoded_decodes_to_the_same() {
+        let full = RawHeader {
+            backing_file_offset: 600,
+            backing_file_size: 9,
+            crypt_method: 1,
+            nb_snapshots: 3,
+            snapshots_offset: 0x2_0000,
+            incompatible_features: 0b1000,
+            compatible_features: 1 << 40 | 1,
+            autoclear_features: 1,
+            refcount_order: 6,
+            compression_type: 1,
+            ..sound()
+        };
+        let short = RawHeader {
+            header_length: 104,
+            ..sound()
+        };
+        let old = RawHeader {
+            version: 2,
+            header_length: 72,
+            ..sound()
+        };
+        for raw in [full, short, old] {
+            let header = check(&raw).unwrap();
+            assert_eq!(header.to_raw(), raw);
+            // What is not the header's own survives.
+            let mut bytes = [0xee; 512];
+            raw.encode_into(&mut bytes);
+            assert_eq!(RawHeader::decode(&bytes), raw);
+            let known = raw.header_length.min(105) as usize;
+            assert!(bytes[known..].iter().all(|&byte| byte == 0xee));
+        }
     }
 
     #[test]

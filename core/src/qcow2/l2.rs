@@ -80,6 +80,12 @@ pub struct L2Entry {
 }
 
 impl L2Entry {
+    /// Nothing here: the backing file answers, or zeros.
+    pub const UNALLOCATED: Self = Self {
+        descriptor: 0,
+        subclusters: 0,
+    };
+
     /// The standard host offset, with the compressed flag known to be clear.
     #[must_use]
     pub fn host_offset(self) -> HostOffset {
@@ -157,6 +163,111 @@ impl L2Format {
         let offset = entry.host_offset();
         let allocated = offset.0 != 0 || (self.data_file && entry.copied());
         (!entry.is_compressed() && allocated).then_some(offset)
+    }
+
+    /// How many bytes one granule has: what is allocated on its own. A subcluster with extended L2, else the
+    /// cluster.
+    #[must_use]
+    pub fn granule_bytes(self) -> u64 {
+        match self.extended {
+            true => self.cluster_size.bytes() / SUBCLUSTERS,
+            false => self.cluster_size.bytes(),
+        }
+    }
+
+    /// The start of the granule that byte `within` of a cluster is in.
+    #[must_use]
+    pub fn granule_floor(self, within: u64) -> u64 {
+        within & !(self.granule_bytes() - 1)
+    }
+
+    /// The granules that the bytes `start..end` of a cluster touch, a bit each; `start < end`.
+    #[must_use]
+    pub fn granules(self, start: u64, end: u64) -> u64 {
+        let first = start / self.granule_bytes();
+        let behind = end.div_ceil(self.granule_bytes());
+        (u64::MAX >> (64 - (behind - first))) << first
+    }
+
+    /// The granules of `entry` that hold data, and those that read as zeros.
+    #[must_use]
+    pub fn granule_masks(self, entry: L2Entry) -> (u64, u64) {
+        let all = self.granules(0, self.cluster_size.bytes());
+        if entry.is_compressed() {
+            (all, 0)
+        } else if self.extended {
+            (entry.subclusters & all, entry.subclusters >> SUBCLUSTERS)
+        } else if self.zero_flag && entry.descriptor & ZERO != 0 {
+            (0, all)
+        } else if self.host_cluster(entry).is_some() {
+            (all, 0)
+        } else {
+            (0, 0)
+        }
+    }
+
+    /// The entry of a cluster that is the active state's own, with data and zeros in these granules.
+    #[must_use]
+    pub fn data_entry(self, host: HostOffset, data: u64, zeros: u64) -> L2Entry {
+        L2Entry {
+            descriptor: host.0 | crate::qcow2::COPIED,
+            subclusters: match self.extended {
+                true => data | zeros << SUBCLUSTERS,
+                false => 0,
+            },
+        }
+    }
+
+    /// `entry`, a standard one, with `granules` reading as zeros. Needs version 3.
+    #[must_use]
+    pub fn zero_entry(self, entry: L2Entry, granules: u64) -> L2Entry {
+        if self.extended {
+            let data = entry.subclusters & !granules & (u64::MAX >> SUBCLUSTERS);
+            let zeros = entry.subclusters >> SUBCLUSTERS | granules;
+            L2Entry {
+                descriptor: entry.descriptor,
+                subclusters: data | zeros << SUBCLUSTERS,
+            }
+        } else {
+            L2Entry {
+                descriptor: entry.descriptor | ZERO,
+                subclusters: 0,
+            }
+        }
+    }
+
+    /// The entry of a compressed cluster of `length` bytes (1 to a cluster) at `host`; `None` where that is
+    /// further out than the descriptor can say.
+    #[must_use]
+    pub fn compressed_entry(self, host: HostOffset, length: u64) -> Option<L2Entry> {
+        let offset_bits = 62 - (self.cluster_size.bits() - 8);
+        let last = host.0 + length - 1;
+        if last >> offset_bits != 0 {
+            return None;
+        }
+        let more_sectors = last / SECTOR - host.0 / SECTOR;
+        Some(L2Entry {
+            descriptor: COMPRESSED | more_sectors << offset_bits | host.0,
+            subclusters: 0,
+        })
+    }
+
+    /// The host clusters that a compressed cluster touches; each counts it.
+    #[must_use]
+    pub fn clusters_of(self, compressed: Compressed) -> std::ops::Range<u64> {
+        let first = self.cluster_size.index_of(compressed.offset.0);
+        let last = compressed.offset.0 + compressed.length.saturating_sub(1);
+        first..self.cluster_size.index_of(last) + 1
+    }
+
+    /// Sets entry `index` of a table or slice that has it.
+    pub fn set_entry(self, table: &mut [u64], index: usize, entry: L2Entry) {
+        if self.extended {
+            table[index * 2] = entry.descriptor;
+            table[index * 2 + 1] = entry.subclusters;
+        } else {
+            table[index] = entry.descriptor;
+        }
     }
 
     /// What the bytes from `within` on are, up to the end of the cluster at most.

@@ -1,4 +1,4 @@
-//! The qcow2 format: what its bytes say, checked. No I/O happens here.
+//! The qcow2 format: what its bytes say, checked, and how to say it in bytes. No I/O happens here.
 //!
 //! One file per structure, named as in the specification (`docs/interop/qcow2` of QEMU).
 

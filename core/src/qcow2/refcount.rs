@@ -60,6 +60,51 @@ impl RefcountWidth {
             .iter()
             .fold(0, |value, &byte| value << 8 | u64::from(byte))
     }
+
+    /// Sets entry `index` of the block in `block` to `value`, which fits the width.
+    pub fn set(self, block: &mut [u8], index: usize, value: u64) {
+        let bits = self.bits() as usize;
+        debug_assert!(value <= self.max());
+        if bits < 8 {
+            let per_byte = 8 / bits;
+            let shift = index % per_byte * bits;
+            if let Some(byte) = block.get_mut(index / per_byte) {
+                *byte = *byte & !((self.max() as u8) << shift) | (value as u8) << shift;
+            }
+            return;
+        }
+        let bytes = bits / 8;
+        if let Some(entry) = block.get_mut(index * bytes..(index + 1) * bytes) {
+            entry.copy_from_slice(&value.to_be_bytes()[8 - bytes..]);
+        }
+    }
+
+    /// The bytes of a block that entry `index` is in.
+    #[must_use]
+    pub fn bytes_of(self, index: usize) -> std::ops::Range<usize> {
+        let bits = self.bits() as usize;
+        if bits < 8 {
+            let byte = index / (8 / bits);
+            byte..byte + 1
+        } else {
+            index * bits / 8..(index + 1) * bits / 8
+        }
+    }
+
+    /// The first entry of `block` from `from` on that is 0.
+    #[must_use]
+    pub fn find_free(self, block: &[u8], from: usize) -> Option<usize> {
+        let entries = block.len() * 8 / self.bits() as usize;
+        match self.order {
+            // The width that nearly every image has, without decoding.
+            4 => block
+                .chunks_exact(2)
+                .skip(from)
+                .position(|entry| entry == [0, 0])
+                .map(|at| from + at),
+            _ => (from..entries).find(|&index| self.get(block, index) == 0),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -78,6 +123,29 @@ mod tests {
         assert_eq!(read(5, 1), 0x0405_0607);
         assert_eq!(read(6, 0), 0xe401_0203_0405_0607);
         assert_eq!(read(6, 1), 0, "past the block there are no references");
+    }
+
+    #[test]
+    fn what_is_set_is_what_is_read_and_nothing_else_changes() {
+        for order in 0..=6 {
+            let width = RefcountWidth::from_order(order).unwrap();
+            let entries = 64 * 8 / width.bits() as usize;
+            let mut block = [0xff; 64];
+            for index in 0..entries {
+                width.set(&mut block, index, 0);
+                assert_eq!(width.find_free(&block, 0), Some(index));
+                assert_eq!(width.find_free(&block, index + 1), None);
+                assert_eq!(
+                    width.bytes_of(index).len(),
+                    (width.bits() as usize).div_ceil(8)
+                );
+                assert!(block[width.bytes_of(index)] != [0xff; 8][..width.bytes_of(index).len()]);
+                width.set(&mut block, index, width.max());
+            }
+            assert_eq!(block, [0xff; 64]);
+            width.set(&mut block, 5 % entries, 1);
+            assert_eq!(width.get(&block, 5 % entries), 1);
+        }
     }
 
     #[test]

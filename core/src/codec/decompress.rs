@@ -1,4 +1,4 @@
-//! Decompression of one cluster, by well-kept crates.
+//! Decompression of one cluster.
 
 use crate::qcow2::Compression;
 

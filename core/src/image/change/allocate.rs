@@ -1,0 +1,134 @@
+//! Free clusters: asked for, taken, and given back when nothing points to them any more.
+
+use std::ops::Range;
+
+use crate::error::Result;
+use crate::image::change::Engine;
+use crate::image::change::refcounts::Found;
+use crate::image::change::state::Reservation;
+use crate::image::lock::RangeGuard;
+use crate::image::ordering::{OrderingPoint, upheld};
+use crate::storage::Storage;
+use crate::units::HostOffset;
+
+/// Refcount blocks that are kept in memory: 64 of them count 128 GiB at the default cluster size.
+const KEPT_BLOCKS: usize = 64;
+
+/// A step could not be done because nothing counts the clusters of this refcount block. The tables must be
+/// let go, and the block be made by a commit.
+#[derive(Debug)]
+pub(crate) struct NeedsBlock(pub u64);
+
+impl<'a, S: Storage> Engine<'a, S> {
+    /// Up to `wanted` free clusters that follow one another; at least one.
+    pub async fn allocate(&self, wanted: u64) -> Result<(Range<u64>, Reservation<'a>)> {
+        loop {
+            let tables = self.state.tables.lock_all().await;
+            if !upheld(OrderingPoint::Quarantine) {
+                let early = std::mem::take(&mut self.state.epoch.borrow_mut().unlinked);
+                self.give_back(early).await?;
+            }
+            match self.take(wanted, &tables).await? {
+                Ok(clusters) => {
+                    return Ok((clusters.clone(), Reservation::new(self.state, clusters)));
+                }
+                Err(needs) => {
+                    drop(tables);
+                    self.count_more(needs).await?;
+                }
+            }
+        }
+    }
+
+    /// As [`Self::allocate`], with the tables already held.
+    pub async fn take(
+        &self,
+        wanted: u64,
+        _tables: &RangeGuard<'_>,
+    ) -> Result<Result<Range<u64>, NeedsBlock>> {
+        loop {
+            let found = self.state.refcounts.borrow_mut().take(wanted)?;
+            match found {
+                Found::Clusters(clusters) => {
+                    self.qcow2.reaches(clusters.end * self.cluster_bytes());
+                    return Ok(Ok(clusters));
+                }
+                Found::Unloaded(index) => self.load_block(index).await?,
+                Found::Uncounted(index) => return Ok(Err(NeedsBlock(index))),
+            }
+        }
+    }
+
+    /// Has the refcount block made that a step needs.
+    pub async fn count_more(&self, needs: NeedsBlock) -> Result<()> {
+        self.commit(Some(needs.0)).await
+    }
+
+    /// Brings refcount block `index` into memory, if there is one.
+    pub async fn load_block(&self, index: u64) -> Result<()> {
+        let offset = {
+            let refcounts = self.state.refcounts.borrow();
+            if refcounts.is_loaded(index) {
+                return Ok(());
+            }
+            refcounts.block_offset(index)?
+        };
+        let Some(offset) = offset else {
+            return Ok(());
+        };
+        let length = self.cluster_bytes() as usize;
+        let bytes = self
+            .read_metadata("Could not read refcount block", offset, length)
+            .await?;
+        let mut refcounts = self.state.refcounts.borrow_mut();
+        refcounts.load(index, bytes);
+        refcounts.shrink_to(KEPT_BLOCKS, index);
+        Ok(())
+    }
+
+    /// Takes one reference from each of `clusters`; those that have none left are free from now on.
+    /// Their last use must be durable (M4). The tables are held.
+    pub async fn give_back(&self, clusters: Vec<u64>) -> Result<()> {
+        for (done, &cluster) in clusters.iter().enumerate() {
+            let (index, _) = self.state.refcounts.borrow().place_of(cluster);
+            if let Err(error) = self.load_block(index).await {
+                // Not lost: they are tried again at the next commit.
+                let left = &clusters[done..];
+                self.state.epoch.borrow_mut().unlinked.extend(left);
+                return Err(error);
+            }
+            let left = self.state.refcounts.borrow_mut().decrement(cluster);
+            let left = left.map_err(|error| self.state.stop(error))?;
+            if left == 0
+                && self
+                    .state
+                    .packing
+                    .get()
+                    .is_some_and(|at| self.holds(cluster, at))
+            {
+                self.state.packing.set(None);
+            }
+        }
+        Ok(())
+    }
+
+    fn holds(&self, cluster: u64, byte: HostOffset) -> bool {
+        self.qcow2.l2_format.cluster_size.index_of(byte.0) == cluster
+    }
+
+    /// Whether nothing was ever written to the clusters from byte `offset` on, so that they read as zeros.
+    pub fn is_virgin(&self, offset: u64) -> bool {
+        let virgin = offset >= self.state.virgin_from.get() && !self.qcow2.l2_format.data_file;
+        virgin || !upheld(OrderingPoint::FillNewCluster)
+    }
+
+    /// The clusters up to byte `end` are being written.
+    pub fn no_longer_virgin(&self, end: u64) {
+        let from = self.state.virgin_from.get().max(end);
+        self.state.virgin_from.set(from);
+    }
+
+    pub fn cluster_bytes(&self) -> u64 {
+        self.qcow2.l2_format.cluster_size.bytes()
+    }
+}

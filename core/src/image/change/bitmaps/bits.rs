@@ -1,0 +1,55 @@
+//! The bits of one cluster of a bitmap: bit 0 is the least significant one of the first byte.
+
+use std::ops::Range;
+
+/// Sets the bits of `range`.
+pub(super) fn set(bytes: &mut [u8], range: Range<u64>) {
+    fill(bytes, range, u8::MAX);
+}
+
+/// Clears the bits from `from` on.
+pub(super) fn clear_from(bytes: &mut [u8], from: u64) {
+    let end = bytes.len() as u64 * 8;
+    fill(bytes, from.min(end)..end, 0);
+}
+
+fn fill(bytes: &mut [u8], range: Range<u64>, value: u8) {
+    if range.is_empty() {
+        return;
+    }
+    let (first, last) = ((range.start / 8) as usize, ((range.end - 1) / 8) as usize);
+    // The bits of the first and of the last byte that are in the range.
+    let head = u8::MAX << (range.start % 8);
+    let tail = u8::MAX >> (7 - (range.end - 1) % 8);
+    let mut blend = |at: usize, mask: u8| bytes[at] = bytes[at] & !mask | value & mask;
+    if first == last {
+        blend(first, head & tail);
+    } else {
+        blend(first, head);
+        blend(last, tail);
+        bytes[first + 1..last].fill(value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_range_of_a_few_bytes() {
+        for start in 0..32_u64 {
+            for end in start..=32 {
+                let mut bytes = [0; 4];
+                set(&mut bytes, start..end);
+                let expected = (1_u64 << end) - (1_u64 << start);
+                assert_eq!(u64::from(u32::from_le_bytes(bytes)), expected);
+            }
+            let mut bytes = [0xff; 4];
+            clear_from(&mut bytes, start);
+            assert_eq!(u64::from(u32::from_le_bytes(bytes)), (1_u64 << start) - 1);
+        }
+        let mut bytes = [0xff; 2];
+        clear_from(&mut bytes, 99);
+        assert_eq!(bytes, [0xff; 2]);
+    }
+}

@@ -1,0 +1,340 @@
+//! Mechanism 1: what makes guest writes durable, in an order in which every cut is harmless.
+//!
+//! A commit publishes an epoch:
+//!
+//! 1. *freeze*: what will be published is settled now; what comes later waits for the next commit;
+//! 2. refcounts, new L2 tables and new refcount blocks are written: nothing durable points to them yet;
+//! 3. **flush**: those, and the guest's data, are durable;
+//! 4. entries of linked L2 tables, of the L1 table and of the refcount table are written;
+//! 5. **flush**: now the guest's flush is acknowledged;
+//! 6. what the entries unlinked leaves quarantine: it may be used again (M4).
+//!
+//! A cut before 5 leaves old entries, or new ones whose targets were made durable in 3.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use crate::error::Result;
+use crate::image::change::Engine;
+use crate::image::change::refcounts::DirtyPart;
+use crate::image::change::state::Changing;
+use crate::image::lock::RangeGuard;
+use crate::image::ordering::{OrderingPoint, upheld};
+use crate::qcow2::bytes::be64_bytes;
+use crate::storage::Storage;
+use crate::units::SECTOR;
+
+/// L1 and refcount table entries in a sector.
+const ENTRIES_IN_SECTOR: usize = SECTOR as usize / 8;
+/// The most bytes that one write of tables moves.
+const MAX_WRITE: usize = 1 << 20;
+
+/// Slices of L2 tables by their host offset.
+type Slices = BTreeMap<u64, Rc<[u64]>>;
+
+/// What a commit publishes, as it was at the moment of the freeze.
+#[derive(Default)]
+struct Frozen {
+    refcounts: Vec<DirtyPart>,
+    slices: Slices,
+    new_tables: Vec<u64>,
+    l1_sectors: Vec<L1Sector>,
+    new_block: Option<NewBlock>,
+    unlinked: Vec<u64>,
+}
+
+/// Gives back to the epoch what a commit had taken out of it, unless the commit came to its end: a commit
+/// that is given up half way is done again by the next one.
+struct Publishing<'a> {
+    state: &'a Changing,
+    frozen: Frozen,
+}
+
+impl Drop for Publishing<'_> {
+    fn drop(&mut self) {
+        let mut epoch = self.state.epoch.borrow_mut();
+        epoch.unlinked.append(&mut self.frozen.unlinked);
+        epoch
+            .l1_sectors
+            .extend(self.frozen.l1_sectors.iter().map(|sector| sector.index));
+        let mut refcounts = self.state.refcounts.borrow_mut();
+        for part in &self.frozen.refcounts {
+            refcounts.dirty_again(part);
+        }
+    }
+}
+
+/// A sector of the L1 table.
+struct L1Sector {
+    index: usize,
+    offset: u64,
+    bytes: Vec<u8>,
+}
+
+/// A refcount block that the refcount table does not point to yet.
+struct NewBlock {
+    index: u64,
+    offset: u64,
+    bytes: Vec<u8>,
+}
+
+impl<S: Storage> Engine<'_, S> {
+    /// Makes everything that was completed before durable. `needs` is the index of a refcount block that
+    /// is to be made with it.
+    pub async fn commit(&self, needs: Option<u64>) -> Result<()> {
+        if self.commits_held {
+            return self.commit_held(needs).await;
+        }
+        let _committing = self.state.commits.lock_all().await;
+        self.commit_held(needs).await
+    }
+
+    /// As [`Self::commit`], with the commits already held.
+    pub async fn commit_held(&self, needs: Option<u64>) -> Result<()> {
+        self.state.check_running()?;
+        self.check_no_other_writer().await?;
+        let tables = self.state.tables.lock_all().await;
+        if let Some(index) = needs
+            && index >= self.state.refcounts.borrow().table.len() as u64
+        {
+            return self.grow_refcount_table(index, &tables).await;
+        }
+        let frozen = self.freeze(needs, &tables).await?;
+        self.state.alone.set(false);
+        drop(tables);
+        self.publish(frozen).await
+    }
+
+    /// Step 1. The set that is published is settled before the first flush begins: an entry that is made
+    /// while it runs may point to data that it does not cover.
+    async fn freeze(&self, needs: Option<u64>, tables: &RangeGuard<'_>) -> Result<Frozen> {
+        let new_block = match needs {
+            Some(index) => self.new_block_in_its_own_range(index)?,
+            None => self.new_block_ahead(tables).await?,
+        };
+        let refcounts = self.state.refcounts.borrow_mut().take_dirty()?;
+        let (slices, new_tables, l1_sectors) = self.freeze_tables();
+        let unlinked = std::mem::take(&mut self.state.epoch.borrow_mut().unlinked);
+        Ok(Frozen {
+            refcounts,
+            slices,
+            new_tables,
+            l1_sectors,
+            new_block,
+            unlinked,
+        })
+    }
+
+    fn freeze_tables(&self) -> (Slices, Vec<u64>, Vec<L1Sector>) {
+        let mut epoch = self.state.epoch.borrow_mut();
+        let root = self.qcow2.root.borrow();
+        let l1_sectors = std::mem::take(&mut epoch.l1_sectors)
+            .into_iter()
+            .map(|index| {
+                let from = index * ENTRIES_IN_SECTOR;
+                let to = (from + ENTRIES_IN_SECTOR).min(root.l1.len());
+                L1Sector {
+                    index,
+                    offset: root.l1_offset.0 + from as u64 * 8,
+                    bytes: be64_bytes(&root.l1[from..to]),
+                }
+            })
+            .collect();
+        let new_tables = epoch.new_tables.iter().copied().collect();
+        (self.qcow2.tables.freeze(), new_tables, l1_sectors)
+    }
+
+    /// A block that nothing pointed to before counts itself as the first cluster of its range.
+    fn new_block_in_its_own_range(&self, index: u64) -> Result<Option<NewBlock>> {
+        let refcounts = self.state.refcounts.borrow();
+        if refcounts.block_offset(index)?.is_some() {
+            return Ok(None); // Somebody else's commit has made it.
+        }
+        let cluster = index * refcounts.per_block();
+        refcounts.check_unprotected(&(cluster..cluster + 1))?;
+        let mut bytes = vec![0; self.cluster_bytes() as usize];
+        refcounts.width.set(&mut bytes, 0, 1);
+        let offset = cluster * self.cluster_bytes();
+        self.qcow2.reaches(offset + self.cluster_bytes());
+        self.no_longer_virgin(offset + self.cluster_bytes());
+        Ok(Some(NewBlock {
+            index,
+            offset,
+            bytes,
+        }))
+    }
+
+    /// The next block in good time, so that hardly any allocation has to wait for flushes of its own.
+    async fn new_block_ahead(&self, tables: &RangeGuard<'_>) -> Result<Option<NewBlock>> {
+        let index = {
+            let epoch = self.state.epoch.borrow();
+            let publishes = !epoch.l1_sectors.is_empty() || self.qcow2.tables.has_changes();
+            let refcounts = self.state.refcounts.borrow();
+            let (index, entry) = refcounts.place_of(refcounts.hint());
+            let left = refcounts.per_block() - entry as u64;
+            let near_the_end = left < refcounts.per_block() / 4;
+            let room = index + 1 < refcounts.table.len() as u64;
+            let absent = refcounts.block_offset(index + 1)?.is_none();
+            if !(publishes && near_the_end && room && absent) {
+                return Ok(None);
+            }
+            index + 1
+        };
+        let Ok(clusters) = self.take(1, tables).await? else {
+            return Ok(None);
+        };
+        let offset = clusters.start * self.cluster_bytes();
+        self.no_longer_virgin(offset + self.cluster_bytes());
+        Ok(Some(NewBlock {
+            index,
+            offset,
+            bytes: vec![0; self.cluster_bytes() as usize],
+        }))
+    }
+
+    /// Steps 2 to 6.
+    async fn publish(&self, frozen: Frozen) -> Result<()> {
+        let mut publishing = Publishing {
+            state: self.state,
+            frozen,
+        };
+        let frozen = &mut publishing.frozen;
+        let is_new = |offset: u64, tables: &[u64]| {
+            let start = offset & !(self.cluster_bytes() - 1);
+            tables.binary_search(&start).is_ok()
+        };
+        // Step 2.
+        if upheld(OrderingPoint::RefcountsBeforePublish) {
+            self.write_refcounts(frozen).await?;
+        }
+        if upheld(OrderingPoint::NewTablesBeforePublish) {
+            let new = frozen
+                .slices
+                .iter()
+                .filter(|(at, _)| is_new(**at, &frozen.new_tables));
+            self.write_slices(new).await?;
+        }
+        if let Some(block) = &frozen.new_block
+            && upheld(OrderingPoint::RefcountBlockBeforeLink)
+        {
+            self.write_block(block).await?;
+        }
+        let linked = frozen
+            .slices
+            .keys()
+            .any(|at| !is_new(*at, &frozen.new_tables));
+        let publishes = linked || !frozen.l1_sectors.is_empty() || frozen.new_block.is_some();
+
+        // Step 3. Entries that only let go of something depend on nothing that is not durable.
+        if publishes {
+            self.barrier_if_unflushed(OrderingPoint::FlushBeforePublish)
+                .await?;
+        } else {
+            self.data_barrier().await?;
+            self.barrier(OrderingPoint::FlushBeforePublish).await?;
+        }
+        if !upheld(OrderingPoint::FreezeBeforeFlush) {
+            (frozen.slices, frozen.new_tables, frozen.l1_sectors) = self.freeze_tables();
+        }
+
+        if publishes {
+            // Step 4.
+            if !upheld(OrderingPoint::NewTablesBeforePublish) {
+                let new = frozen
+                    .slices
+                    .iter()
+                    .filter(|(at, _)| is_new(**at, &frozen.new_tables));
+                self.write_slices(new).await?;
+            }
+            let linked = frozen
+                .slices
+                .iter()
+                .filter(|(at, _)| !is_new(**at, &frozen.new_tables));
+            self.write_slices(linked).await?;
+            for sector in &frozen.l1_sectors {
+                self.write_metadata("Could not write L1 table", sector.offset, &sector.bytes)
+                    .await?;
+            }
+            if let Some(block) = &frozen.new_block {
+                self.link_block(block).await?;
+                if !upheld(OrderingPoint::RefcountBlockBeforeLink) {
+                    self.write_block(block).await?;
+                }
+            }
+            if !upheld(OrderingPoint::RefcountsBeforePublish) {
+                self.write_refcounts(frozen).await?;
+            }
+            // Step 5.
+            self.barrier(OrderingPoint::FlushAfterPublish).await?;
+        }
+
+        // Step 6.
+        let _tables = self.state.tables.lock_all().await;
+        self.qcow2.tables.settle(&frozen.slices);
+        {
+            let mut epoch = self.state.epoch.borrow_mut();
+            for table in &frozen.new_tables {
+                epoch.new_tables.remove(table);
+            }
+        }
+        if let Some(block) = frozen.new_block.take() {
+            let mut refcounts = self.state.refcounts.borrow_mut();
+            refcounts.table[block.index as usize] = block.offset;
+            refcounts.replace(block.index, block.bytes);
+        }
+        frozen.refcounts.clear();
+        frozen.l1_sectors.clear();
+        let unlinked = std::mem::take(&mut frozen.unlinked);
+        self.give_back(unlinked).await
+    }
+
+    async fn write_refcounts(&self, frozen: &Frozen) -> Result<()> {
+        for part in &frozen.refcounts {
+            self.write_metadata("Could not write refcount block", part.offset, &part.bytes)
+                .await?;
+        }
+        Ok(())
+    }
+
+    async fn write_block(&self, block: &NewBlock) -> Result<()> {
+        self.write_metadata("Could not write refcount block", block.offset, &block.bytes)
+            .await
+    }
+
+    /// Writes slices, with one request where they follow one another.
+    async fn write_slices(&self, slices: impl Iterator<Item = (&u64, &Rc<[u64]>)>) -> Result<()> {
+        let mut start = 0;
+        let mut bytes: Vec<u8> = Vec::new();
+        for (&offset, slice) in slices {
+            if offset != start + bytes.len() as u64 || bytes.len() >= MAX_WRITE {
+                self.write_table(start, &bytes).await?;
+                start = offset;
+                bytes.clear();
+            }
+            bytes.extend(slice.iter().flat_map(|entry| entry.to_be_bytes()));
+        }
+        self.write_table(start, &bytes).await
+    }
+
+    async fn write_table(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.write_metadata("Could not write L2 table", offset, bytes)
+            .await
+    }
+
+    /// Points the refcount table to a block that is durable. One sector: the entry is there or not.
+    async fn link_block(&self, block: &NewBlock) -> Result<()> {
+        let (offset, bytes) = {
+            let refcounts = self.state.refcounts.borrow();
+            let from = block.index as usize / ENTRIES_IN_SECTOR * ENTRIES_IN_SECTOR;
+            let mut entries = refcounts.table[from..from + ENTRIES_IN_SECTOR].to_vec();
+            entries[block.index as usize - from] = block.offset;
+            let table = self.qcow2.header().refcount_table.offset.0;
+            (table + from as u64 * 8, be64_bytes(&entries))
+        };
+        self.write_metadata("Could not write refcount table", offset, &bytes)
+            .await
+    }
+}

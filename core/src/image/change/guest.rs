@@ -1,0 +1,277 @@
+//! What a guest writes: in place where the cluster is the image's own, else to new clusters, which are
+//! linked once their data is written.
+
+use crate::error::Result;
+use crate::image::change::Engine;
+use crate::image::ordering::{OrderingPoint, upheld};
+use crate::qcow2::l2::L2Entry;
+use crate::storage::Storage;
+use crate::units::{GuestOffset, HostOffset};
+
+/// The most data that one allocation is made for, in bytes.
+const MAX_STEP: u64 = 4 << 20;
+
+/// A guest cluster as a write meets it.
+pub(super) struct Cluster {
+    /// Its first byte on the guest's disk.
+    pub guest: u64,
+    pub entry: L2Entry,
+    /// Its host cluster, where it is nobody else's and holds plain data: it may be written in place.
+    pub own: Option<HostOffset>,
+    /// Granules (subclusters, or the one cluster) that hold data.
+    pub data: u64,
+    /// Granules that read as zeros.
+    pub zeros: u64,
+}
+
+/// A part of one guest cluster, in bytes from its start.
+#[derive(Clone, Copy)]
+struct Part {
+    start: u64,
+    end: u64,
+}
+
+impl<S: Storage> Engine<'_, S> {
+    /// Writes `data` at `guest`; the range is locked.
+    pub async fn write_guest(&self, guest: GuestOffset, data: &[u8]) -> Result<()> {
+        let mut at = guest.0;
+        let mut rest = data;
+        while !rest.is_empty() {
+            let done = self.write_step(at, rest).await?;
+            at += done as u64;
+            rest = &rest[done..];
+            self.commit_if_full().await?;
+        }
+        Ok(())
+    }
+
+    /// Writes the beginning of `data` and returns how much of it.
+    async fn write_step(&self, at: u64, data: &[u8]) -> Result<usize> {
+        let size = self.cluster_bytes();
+        let first = self.cluster_at(at).await?;
+        let within = at - first.guest;
+        let length = (data.len() as u64).min(size - within);
+        if self.is_plain(&first, within, within + length)
+            && let Some(host) = first.own
+        {
+            return self.write_in_place(&first, host, at, data).await;
+        }
+        if length == size && first.own.is_none() {
+            return self.write_new_clusters(first, data).await;
+        }
+        self.write_part(&first, within, &data[..length as usize])
+            .await?;
+        Ok(length as usize)
+    }
+
+    /// The guest cluster that byte `at` is in.
+    pub(super) async fn cluster_at(&self, at: u64) -> Result<Cluster> {
+        let format = self.qcow2.l2_format;
+        let guest = format.cluster_size.floor(at);
+        let entry = self.qcow2.entry_at(GuestOffset(guest)).await?;
+        let (data, zeros) = format.granule_masks(entry);
+        let owned = entry.copied() || format.data_file || !upheld(OrderingPoint::CopyShared);
+        let own = format.host_cluster(entry).filter(|_| owned);
+        if let Some(host) = own
+            && !format.data_file
+        {
+            // Whatever the tables say, data never goes over metadata (QEMU-COMPAT rule 43).
+            let cluster = format.cluster_size.index_of(host.0);
+            let range = cluster..cluster + 1;
+            self.state.refcounts.borrow().check_unprotected(&range)?;
+        }
+        Ok(Cluster {
+            guest,
+            entry,
+            own,
+            data,
+            zeros,
+        })
+    }
+
+    /// Whether the bytes `start..end` of the cluster are all plain data that can be overwritten.
+    fn is_plain(&self, cluster: &Cluster, start: u64, end: u64) -> bool {
+        let touched = self.qcow2.l2_format.granules(start, end);
+        cluster.own.is_some() && cluster.data & touched == touched
+    }
+
+    /// Overwrites plain data of this and the following clusters, as far as they follow one another on the
+    /// host too.
+    async fn write_in_place(
+        &self,
+        first: &Cluster,
+        host: HostOffset,
+        at: u64,
+        data: &[u8],
+    ) -> Result<usize> {
+        let size = self.cluster_bytes();
+        let start = host.0 + (at - first.guest);
+        let mut length = (data.len() as u64).min(first.guest + size - at);
+        while length < data.len() as u64 {
+            let left = (data.len() as u64 - length).min(size);
+            let Ok(next) = self.cluster_at(at + length).await else {
+                break; // What stands before it can be written; the next step meets the error.
+            };
+            let follows = next.own == Some(HostOffset(start + length));
+            if !(follows && self.is_plain(&next, 0, left)) {
+                break;
+            }
+            length += left;
+        }
+        self.write_data(start, &data[..length as usize]).await?;
+        Ok(length as usize)
+    }
+
+    /// Writes whole clusters to new places.
+    async fn write_new_clusters(&self, first: Cluster, data: &[u8]) -> Result<usize> {
+        let size = self.cluster_bytes();
+        let whole = (data.len() as u64).min(MAX_STEP.max(size)) / size;
+        let mut wanted = 1;
+        while wanted < whole {
+            let next = self.cluster_at(first.guest + wanted * size).await;
+            if !next.is_ok_and(|next| next.own.is_none()) {
+                break;
+            }
+            wanted += 1;
+        }
+        let all = self.qcow2.l2_format.granules(0, size);
+        if self.qcow2.l2_format.data_file {
+            let bytes = (wanted * size) as usize;
+            self.write_data(first.guest, &data[..bytes]).await?;
+            for index in 0..wanted {
+                let guest = first.guest + index * size;
+                self.link_data(guest, HostOffset(guest), all, 0).await?;
+            }
+            return Ok(bytes);
+        }
+        let (clusters, mut reservation) = self.allocate(wanted).await?;
+        let start = clusters.start * size;
+        let count = clusters.end - clusters.start;
+        let bytes = (count * size) as usize;
+        self.no_longer_virgin(start + bytes as u64);
+        self.write_data(start, &data[..bytes]).await?;
+        for index in 0..count {
+            let host = HostOffset(start + index * size);
+            self.link_data(first.guest + index * size, host, all, 0)
+                .await?;
+            reservation.linked_one();
+        }
+        Ok(bytes)
+    }
+
+    /// Writes a part of one cluster whose place or whose entry changes by it. The cluster is written with
+    /// one request: what was there before, and the new part (I2).
+    async fn write_part(&self, cluster: &Cluster, within: u64, data: &[u8]) -> Result<()> {
+        let format = self.qcow2.l2_format;
+        let part = Part {
+            start: within,
+            end: within + data.len() as u64,
+        };
+        let touched = format.granules(part.start, part.end);
+        let Some(own) = cluster.own else {
+            return self.write_part_anew(cluster, part, touched, data).await;
+        };
+        // Granules that hold no data yet are written whole; the others just where they change.
+        let edge = |at: u64| cluster.data & format.granules(at, at + 1) == 0;
+        let hull = Part {
+            start: match edge(part.start) {
+                true => format.granule_floor(part.start),
+                false => part.start,
+            },
+            end: match edge(part.end - 1) {
+                true => format.granule_floor(part.end - 1) + format.granule_bytes(),
+                false => part.end,
+            },
+        };
+        let bytes = self.filled(cluster, hull, part, data).await?;
+        self.write_data(own.0 + hull.start, &bytes).await?;
+        let with_data = cluster.data | touched;
+        self.link_data(cluster.guest, own, with_data, cluster.zeros & !with_data)
+            .await
+    }
+
+    async fn write_part_anew(
+        &self,
+        cluster: &Cluster,
+        part: Part,
+        touched: u64,
+        data: &[u8],
+    ) -> Result<()> {
+        let format = self.qcow2.l2_format;
+        let with_data = cluster.data | touched;
+        let mut hull = Part {
+            start: u64::from(with_data.trailing_zeros()) * format.granule_bytes(),
+            end: u64::from(64 - with_data.leading_zeros()) * format.granule_bytes(),
+        };
+        let zeros = cluster.zeros & !with_data;
+        if format.data_file {
+            let host = HostOffset(cluster.guest);
+            let bytes = self.filled(cluster, hull, part, data).await?;
+            self.write_data(host.0 + hull.start, &bytes).await?;
+            return self.link_data(cluster.guest, host, with_data, zeros).await;
+        }
+        let (clusters, mut reservation) = self.allocate(1).await?;
+        let host = HostOffset(clusters.start * self.cluster_bytes());
+        if self.is_virgin(host.0) && self.reads_as_zeros(cluster.guest, hull).await? {
+            hull = part; // What surrounds it reads as zeros on the host as it is.
+        }
+        self.no_longer_virgin(host.0 + self.cluster_bytes());
+        let bytes = self.filled(cluster, hull, part, data).await?;
+        self.write_data(host.0 + hull.start, &bytes).await?;
+        self.link_data(cluster.guest, host, with_data, zeros)
+            .await?;
+        reservation.linked_all();
+        Ok(())
+    }
+
+    /// The bytes of `hull`: those of the disk as it is, with `data` at `part`.
+    async fn filled<'d>(
+        &self,
+        cluster: &Cluster,
+        hull: Part,
+        part: Part,
+        data: &'d [u8],
+    ) -> Result<std::borrow::Cow<'d, [u8]>> {
+        if hull.start == part.start && hull.end == part.end {
+            return Ok(data.into());
+        }
+        let mut bytes = vec![0; (hull.end - hull.start) as usize];
+        let (before, behind) = bytes.split_at_mut((part.start - hull.start) as usize);
+        behind[..data.len()].copy_from_slice(data);
+        if upheld(OrderingPoint::FillNewCluster) {
+            self.read_old(cluster.guest + hull.start, before).await?;
+            self.read_old(cluster.guest + part.end, &mut behind[data.len()..])
+                .await?;
+        }
+        Ok(bytes.into())
+    }
+
+    /// Reads what the guest sees, and zeros past the end of the disk.
+    async fn read_old(&self, guest: u64, buf: &mut [u8]) -> Result<()> {
+        let on_disk = self
+            .disk_bytes()
+            .saturating_sub(guest)
+            .min(buf.len() as u64);
+        let (disk, past) = buf.split_at_mut(on_disk as usize);
+        past.fill(0);
+        self.image.read_held(GuestOffset(guest), disk).await
+    }
+
+    async fn reads_as_zeros(&self, guest: u64, part: Part) -> Result<bool> {
+        let end = (guest + part.end).min(self.disk_bytes());
+        self.image.known_zeros(guest + part.start, end).await
+    }
+
+    /// The end of what the image may hold: the disk, or further out while what lies there is prepared.
+    fn disk_bytes(&self) -> u64 {
+        self.qcow2.virtual_size()
+    }
+
+    /// Commits early where too much waits for it.
+    pub(super) async fn commit_if_full(&self) -> Result<()> {
+        if self.qcow2.tables.is_full() || self.state.epoch.borrow().is_full() {
+            self.commit(None).await?;
+        }
+        Ok(())
+    }
+}

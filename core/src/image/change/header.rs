@@ -1,0 +1,141 @@
+//! Sector 0: read, compared, and switched. Every root of an image stands in it, so that one sector decides
+//! between the old state and the new (M6).
+
+use crate::error::{Error, Place, Result, Structure};
+use crate::image::change::Engine;
+use crate::image::change::bitmaps::Patch;
+use crate::image::change::mend::check_writable;
+use crate::image::ordering::{OrderingPoint, upheld};
+use crate::qcow2::{Autoclear, Incompatible, RawHeader};
+use crate::storage::Storage;
+use crate::units::SECTOR;
+
+impl<S: Storage> Engine<'_, S> {
+    /// The one write that decides. Everything that the new header leads to was made durable before. What is
+    /// in sector 0 beside the header's known fields stays as it is.
+    pub async fn switch(&self, header: RawHeader) -> Result<()> {
+        self.switch_with(header, None).await
+    }
+
+    /// As [`Self::switch`], with a change of the header extensions in the same write.
+    pub async fn switch_with(&self, header: RawHeader, patch: Option<Patch>) -> Result<()> {
+        self.check_no_other_writer().await?;
+        let mut sector = self.state.sector_0.borrow().clone();
+        header.encode_into(&mut sector);
+        if let Some(patch) = &patch {
+            sector[patch.at..patch.at + patch.bytes.len()].copy_from_slice(&patch.bytes);
+        }
+        self.write_metadata("Could not write qcow2 header", 0, &sector)
+            .await?;
+        self.state.sector_0.replace(sector);
+        self.barrier(OrderingPoint::FlushAfterSwitch).await?;
+        self.qcow2.adopt(header)?;
+        if let Some(extension) = patch.and_then(|patch| patch.bitmaps) {
+            self.adopt_bitmaps(extension);
+        }
+        Ok(())
+    }
+
+    /// Two writers on one image destroy it (QEMU-COMPAT rule 45). Not every other writer can be noticed, but
+    /// one that moved a root or made the file longer or shorter is, before more harm is done.
+    pub async fn check_no_other_writer(&self) -> Result<()> {
+        let storage = &self.qcow2.file.storage;
+        let begun = self.state.writes_begun.get();
+        let quiet = begun == self.state.writes_ended.get();
+        let length = storage
+            .len()
+            .await
+            .map_err(|error| Error::io("Could not get image size", 0, error))?;
+        let sector = self
+            .read_metadata("Could not read qcow2 header", 0, SECTOR as usize)
+            .await?;
+        let known = self.state.sector_0.borrow();
+        // A write of our own that was under way may have changed the length, or not yet.
+        let length_known = quiet && begun == self.state.writes_begun.get();
+        let length_differs = length_known && length != self.state.physical_len.get();
+        if length_differs || (!known.is_empty() && *known != sector) {
+            drop(known);
+            return Err(self.state.stop(Error::corrupt(
+                "The image file was changed by another program while it was open for writing",
+                Place::at(Structure::Header, 0),
+            )));
+        }
+        Ok(())
+    }
+
+    /// Makes the image ready for its first change.
+    pub async fn prepare(&self) -> Result<()> {
+        if self.state.prepared.get() {
+            return Ok(());
+        }
+        // A repair replaces tables that readers look at.
+        let repairs = self.qcow2.header().incompatible.has(Incompatible::DIRTY);
+        let _ranges = match repairs {
+            true => Some(self.state.ranges.lock_all().await),
+            false => None,
+        };
+        let _committing = self.state.commits.lock_all().await;
+        if self.state.prepared.get() {
+            return Ok(());
+        }
+        check_writable(&self.qcow2.header())?;
+        self.check_no_other_writer().await?;
+        let sector = self
+            .read_metadata("Could not read qcow2 header", 0, SECTOR as usize)
+            .await?;
+        self.state.sector_0.replace(sector);
+        if repairs && upheld(OrderingPoint::RepairBeforeWriting) {
+            self.rebuild_refcounts().await?;
+        }
+        self.read_refcount_table().await?;
+        self.protect_metadata().await?;
+        // Who does not know a bit of these clears it before the first change.
+        let mut known = Autoclear::DATA_FILE_RAW.0;
+        if self.qcow2.extensions().bitmaps.is_some() {
+            known |= Autoclear::BITMAPS.0;
+        }
+        let mut header = (*self.qcow2.raw_header()).clone();
+        if header.autoclear_features & !known != 0 && upheld(OrderingPoint::ClearAutoclear) {
+            header.autoclear_features &= known;
+            self.switch(header).await?;
+        }
+        self.state.prepared.set(true);
+        Ok(())
+    }
+
+    pub(super) async fn read_refcount_table(&self) -> Result<()> {
+        let header = self.qcow2.header();
+        let table = crate::image::qcow2::read_table(
+            &self.qcow2.file.storage,
+            header.refcount_table.offset,
+            header.refcount_table.entries,
+            "Could not read refcount table",
+        )
+        .await?;
+        self.state.refcounts.borrow_mut().table = table;
+        Ok(())
+    }
+
+    /// Collects the clusters that hold metadata, which are never handed out for anything else.
+    pub async fn protect_metadata(&self) -> Result<()> {
+        let cluster_size = self.qcow2.l2_format.cluster_size;
+        let mut clusters = Vec::new();
+        for (start, end, _) in &*self.qcow2.meta.borrow().root_tables {
+            clusters.extend(cluster_size.index_of(*start)..cluster_size.count_for(*end));
+        }
+        let offsets = |entries: &[u64]| -> Vec<u64> {
+            entries
+                .iter()
+                .map(|entry| entry & crate::qcow2::OFFSET_MASK)
+                .filter(|&offset| offset != 0)
+                .map(|offset| cluster_size.index_of(offset))
+                .collect()
+        };
+        clusters.extend(offsets(&self.qcow2.root.borrow().l1));
+        clusters.extend(self.bitmap_directory_clusters());
+        let mut refcounts = self.state.refcounts.borrow_mut();
+        clusters.extend(offsets(&refcounts.table));
+        refcounts.protect(clusters);
+        Ok(())
+    }
+}

@@ -1,0 +1,168 @@
+//! The storage as the engine writes to it: everything is counted, and what fails stops the image.
+
+use std::cell::Cell;
+use std::io;
+
+use crate::chain::File;
+use crate::error::{Error, Result, Text};
+use crate::image::change::Engine;
+use crate::image::ordering::{OrderingPoint, upheld};
+use crate::storage::{Storage, read_padded};
+
+impl<S: Storage> Engine<'_, S> {
+    /// Writes metadata. A failure leaves it unknown what the file holds, so the image is stopped.
+    pub async fn write_metadata(
+        &self,
+        what: impl Into<Text>,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<()> {
+        let result = self.write(&self.qcow2.file, offset, bytes).await;
+        result.map_err(|error| self.state.stop(Error::io(what, offset, error)))
+    }
+
+    /// Writes guest data to where nothing durable points, or over what was there. A failure is the
+    /// guest's: the image stays good.
+    pub async fn write_data(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let result = self.write(self.qcow2.content_file()?, offset, bytes).await;
+        result.map_err(|error| Error::io("", offset, error))
+    }
+
+    /// Writes metadata that nothing points to: a failure is the operation's, the image stays good.
+    pub async fn write_unlinked(
+        &self,
+        what: impl Into<Text>,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<()> {
+        let result = self.write(&self.qcow2.file, offset, bytes).await;
+        result.map_err(|error| Error::io(what, offset, error))
+    }
+
+    async fn write(&self, file: &File<S>, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.state.count(|counts| {
+            counts.writes += 1;
+            counts.written_bytes += bytes.len() as u64;
+        });
+        let is_image = std::ptr::eq(file, &self.qcow2.file);
+        if is_image {
+            self.state
+                .writes_begun
+                .set(self.state.writes_begun.get() + 1);
+        }
+        let unflushed = self.unflushed(file);
+        unflushed.set(true);
+        let result = file.storage.write_at(offset, bytes).await;
+        // Again: a flush that was called meanwhile covers what had completed before, not this.
+        unflushed.set(true);
+        if is_image {
+            let end = match result {
+                Ok(()) => offset + bytes.len() as u64,
+                Err(_) => self.end_after_failure().await,
+            };
+            let length = self.state.physical_len.get().max(end);
+            self.state.physical_len.set(length);
+            self.state
+                .writes_ended
+                .set(self.state.writes_ended.get() + 1);
+        }
+        result
+    }
+
+    /// Where the file ends after a write that failed. What a write past its end left there is cut off again,
+    /// where no other is under way: on a full disk the tables need that room.
+    async fn end_after_failure(&self) -> u64 {
+        let storage = &self.qcow2.file.storage;
+        let known = self.state.physical_len.get();
+        let end = storage.len().await.unwrap_or(known);
+        let alone = self.state.writes_begun.get() == self.state.writes_ended.get() + 1;
+        if end > known && alone && storage.set_len(known).await.is_ok() {
+            return known;
+        }
+        end
+    }
+
+    /// Cuts or grows the image's file.
+    pub async fn set_len(&self, length: u64) -> Result<()> {
+        let result = self.qcow2.file.storage.set_len(length).await;
+        result.map_err(|error| {
+            self.state
+                .stop(Error::io("Failed to resize the file", 0, error))
+        })?;
+        self.state.physical_len.set(length);
+        Ok(())
+    }
+
+    /// The barrier of the image's file, where `point` asks for it.
+    pub async fn barrier(&self, point: OrderingPoint) -> Result<()> {
+        if !upheld(point) {
+            return Ok(());
+        }
+        self.flush_file(&self.qcow2.file).await
+    }
+
+    /// The barrier of guest data: an entry must not point to what the data file may lose.
+    pub async fn data_barrier(&self) -> Result<()> {
+        match &self.qcow2.data_file {
+            Some(file) if upheld(OrderingPoint::FlushDataFile) => self.flush_file(file).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes everything durable that was written before this was called and no flush has covered yet.
+    pub async fn barrier_if_unflushed(&self, point: OrderingPoint) -> Result<()> {
+        if self.state.data_unflushed.get() {
+            self.data_barrier().await?;
+        }
+        if self.state.unflushed.get() {
+            self.barrier(point).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn flush_file(&self, file: &File<S>) -> Result<()> {
+        /// A flush that is given up proves nothing.
+        struct Unless<'a>(&'a Cell<bool>, bool);
+        impl Drop for Unless<'_> {
+            fn drop(&mut self) {
+                if !self.1 {
+                    self.0.set(true);
+                }
+            }
+        }
+        self.state.count(|counts| counts.flushes += 1);
+        let unflushed = self.unflushed(file);
+        unflushed.set(false); // What is written from now on sets it again.
+        let mut unless = Unless(unflushed, false);
+        let result = file.storage.flush().await;
+        unless.1 = result.is_ok();
+        result.map_err(|source| {
+            self.state.stop(Error::Io {
+                what: "".into(),
+                offset: None,
+                source,
+            })
+        })
+    }
+
+    fn unflushed(&self, file: &File<S>) -> &Cell<bool> {
+        match std::ptr::eq(file, &self.qcow2.file) {
+            true => &self.state.unflushed,
+            false => &self.state.data_unflushed,
+        }
+    }
+
+    /// Reads metadata, with zeros past the file's end.
+    pub async fn read_metadata(
+        &self,
+        what: impl Into<Text>,
+        offset: u64,
+        length: usize,
+    ) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; length];
+        read_padded(&self.qcow2.file.storage, offset, &mut bytes)
+            .await
+            .map_err(|error| Error::io(what, offset, error))?;
+        Ok(bytes)
+    }
+}

@@ -1,0 +1,400 @@
+//! Changing an image: what a guest writes, and the transactions on the whole of it.
+//!
+//! Two mechanisms order every write, as docs/design.md states them: guest writes are published in epochs
+//! (`commit`), everything else builds the new state beside the old one and switches by one sector
+//! (`shadow`, `header`).
+
+mod allocate;
+mod bitmaps;
+mod commit;
+mod compressed;
+mod guest;
+mod header;
+mod io;
+mod link;
+mod mend;
+mod refcounts;
+mod resize;
+mod shadow;
+mod snapshots;
+pub(crate) mod state;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod zero;
+
+use std::ops::Range;
+
+use crate::error::{Error, Result};
+use crate::image::lock::{Access, RangeGuard};
+use crate::image::{Image, Layer, Qcow2};
+use crate::qcow2::{Encryption, Header};
+use crate::storage::Storage;
+use crate::units::GuestOffset;
+use refcounts::Refcounts;
+use state::Changing;
+
+/// What becomes of the clusters that are made to read as zeros.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ZeroMode {
+    /// They stay allocated, so that a later write finds its place.
+    #[default]
+    Keep,
+    /// They are given back.
+    Unmap,
+}
+
+/// A snapshot to be created.
+#[derive(Clone, Debug, Default)]
+pub struct NewSnapshot {
+    /// Its name; need not be unique.
+    pub name: String,
+    /// The date: seconds since 1970.
+    pub date_sec: u32,
+    /// The date: nanoseconds of the second.
+    pub date_nsec: u32,
+    /// How long the guest had been running, in nanoseconds.
+    pub vm_clock_nsec: u64,
+    /// Instructions executed, for record and replay.
+    pub icount: Option<u64>,
+    /// The virtual machine's state, to be stored with the snapshot.
+    pub vm_state: Vec<u8>,
+}
+
+/// How much of new space is allocated beforehand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Preallocation {
+    /// Nothing.
+    #[default]
+    Off,
+    /// Tables, and clusters for all data without writing them.
+    Metadata,
+    /// As `Metadata`, with the file as long as it will get.
+    Falloc,
+    /// As `Metadata`, with zeros written to every data cluster.
+    Full,
+}
+
+/// How a disk is resized.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ResizeOptions {
+    /// Whether the end of the disk may be cut off.
+    pub shrink: bool,
+    /// What is allocated of the space that is added.
+    pub preallocation: Preallocation,
+}
+
+/// What the engine asked of the storages of an image since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct IoCounts {
+    /// Writes.
+    pub writes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Flushes.
+    pub flushes: u64,
+}
+
+/// One qcow2 image that is being changed, with what its chain says below it.
+pub(crate) struct Engine<'a, S> {
+    image: &'a Image<S>,
+    pub(crate) qcow2: &'a Qcow2<S>,
+    state: &'a Changing,
+    /// Whether this is part of a transaction, which holds the commits.
+    commits_held: bool,
+}
+
+impl<S> Clone for Engine<'_, S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<S> Copy for Engine<'_, S> {}
+
+impl Changing {
+    /// The state for an image of this header, in a file of `file_len` bytes, that is opened for writing, or
+    /// to be repaired before that.
+    pub(crate) fn open(header: &Header, file_len: u64, repair: bool) -> Result<Self> {
+        if !repair {
+            mend::check_writable(header)?;
+        }
+        Ok(Self::new(file_len, Refcounts::new(header)))
+    }
+
+    /// The state for a raw image, which has no tables.
+    pub(crate) fn open_raw(file_len: u64) -> Self {
+        Self::new(file_len, Refcounts::none())
+    }
+}
+
+impl<S: Storage> Image<S> {
+    /// Writes `data` at `offset`. It is durable once a [`flush`](Self::flush) that began later has returned.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfRange`] where the range is not inside the disk; [`Error::Refused`] where the image was
+    /// not opened for writing; [`Error::Stopped`] after an earlier failure; [`Error::Io`] where the storage
+    /// fails. Where guest data cannot be written (no space left), the image stays good and the range reads
+    /// old or new, sector by sector.
+    pub async fn write_at(&self, offset: GuestOffset, data: &[u8]) -> Result<()> {
+        let length = data.len() as u64;
+        let Some((engine, _held)) = self.change(offset, length).await? else {
+            return self.raw_write(offset, data).await;
+        };
+        engine.write_guest(offset, data).await
+    }
+
+    /// Writes whole clusters compressed, as far as that makes them smaller.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`write_at`](Self::write_at); [`Error::OutOfRange`] where `offset` is not the start of a
+    /// cluster or `data` does not end where a cluster or the disk does; [`Error::Unsupported`] for a raw
+    /// image and for one with an external data file.
+    pub async fn write_compressed(&self, offset: GuestOffset, data: &[u8]) -> Result<()> {
+        let length = data.len() as u64;
+        let Some((engine, _held)) = self.change(offset, length).await? else {
+            return Err(Error::Unsupported(
+                "A raw image has no compressed clusters".into(),
+            ));
+        };
+        let size = engine.cluster_bytes();
+        let end = offset.0 + length;
+        if !offset.is_aligned(size) || (!end.is_multiple_of(size) && end != self.virtual_size()) {
+            return Err(Error::OutOfRange(
+                "Only whole clusters can be compressed".into(),
+            ));
+        }
+        engine.write_compressed_guest(offset, data).await
+    }
+
+    /// Makes `length` bytes at `offset` read as zeros, by the tables as far as the format allows it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`write_at`](Self::write_at).
+    pub async fn write_zeroes(
+        &self,
+        offset: GuestOffset,
+        length: u64,
+        mode: ZeroMode,
+    ) -> Result<()> {
+        let Some((engine, _held)) = self.change(offset, length).await? else {
+            return self.raw_zeroes(offset, length).await;
+        };
+        engine.zero_guest(offset.0, offset.0 + length, mode).await
+    }
+
+    /// Gives back the whole clusters inside the `length` bytes at `offset`, which read as zeros then. A
+    /// hint: where the format could not tell zeros from the backing file (version 2), and on raw images,
+    /// nothing happens.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`write_at`](Self::write_at).
+    pub async fn discard(&self, offset: GuestOffset, length: u64) -> Result<()> {
+        let Some((engine, _held)) = self.change(offset, length).await? else {
+            return Ok(());
+        };
+        engine.discard_guest(offset.0, offset.0 + length).await
+    }
+
+    /// The guest's flush: when it returns, everything that was completed before it began is durable. Asks
+    /// the storage for two flushes, for one where no table changed.
+    ///
+    /// # Errors
+    ///
+    /// Where anything fails the image is stopped: what was flushed before is safe, what was not may be
+    /// there or not, and every later change is refused with [`Error::Stopped`].
+    pub async fn flush(&self) -> Result<()> {
+        match self.engine()? {
+            None => self.raw_flush().await,
+            Some(engine) => {
+                engine.prepare().await?;
+                engine.commit(None).await
+            }
+        }
+    }
+
+    /// Flushes, and writes what only tidies up: afterwards the file has no leaked cluster. The image can be
+    /// used on.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`flush`](Self::flush).
+    pub async fn close(&self) -> Result<()> {
+        match self.engine()? {
+            None => self.raw_flush().await,
+            Some(engine) if !engine.state.prepared.get() => Ok(()),
+            Some(engine) => {
+                engine.store_bitmaps().await?;
+                engine.tidy().await
+            }
+        }
+    }
+
+    /// What was asked of the image's own storages since it was opened.
+    #[must_use]
+    pub fn io_counts(&self) -> IoCounts {
+        self.changing
+            .as_ref()
+            .map_or(IoCounts::default(), |state| state.counts.get())
+    }
+
+    /// The state of writing, and the engine where the image is qcow2.
+    pub(crate) fn engine(&self) -> Result<Option<Engine<'_, S>>> {
+        let Some(state) = &self.changing else {
+            return Err(Error::Refused("Image is read-only".into()));
+        };
+        state.check_running()?;
+        Ok(self.top().as_qcow2().map(|qcow2| Engine {
+            image: self,
+            qcow2,
+            state,
+            commits_held: false,
+        }))
+    }
+
+    /// The engine, ready, with the clusters of the range held; `None` for a raw image.
+    async fn change(
+        &self,
+        offset: GuestOffset,
+        length: u64,
+    ) -> Result<Option<(Engine<'_, S>, RangeGuard<'_>)>> {
+        let Some(engine) = self.engine()? else {
+            self.check_range(offset, length)?;
+            return Ok(None);
+        };
+        engine.check_guest_data()?;
+        engine.prepare().await?;
+        let held = engine.hold(offset, length).await;
+        // Only now: the disk may have been resized while this waited.
+        self.check_range(offset, length)?;
+        engine.state.check_running()?;
+        if !engine.state.alone.replace(true) {
+            // Before anything is allocated: what another program has put there would be lost.
+            engine.check_no_other_writer().await?;
+        }
+        engine.track(offset.0..offset.0 + length).await?;
+        Ok(Some((engine, held)))
+    }
+
+    /// Holds guest bytes for reading, where the image may be changed meanwhile.
+    pub(crate) async fn hold_for_reading(
+        &self,
+        range: Range<u64>,
+    ) -> Result<Option<RangeGuard<'_>>> {
+        let Some(state) = &self.changing else {
+            return Ok(None);
+        };
+        state.check_running()?;
+        Ok(Some(state.ranges.lock(range, Access::Shared).await))
+    }
+}
+
+impl<'a, S: Storage> Engine<'a, S> {
+    /// Holds the clusters that `length` bytes at `offset` touch.
+    async fn hold(&self, offset: GuestOffset, length: u64) -> RangeGuard<'a> {
+        let cluster = self.qcow2.l2_format.cluster_size;
+        let start = cluster.floor(offset.0);
+        let end = offset.0.saturating_add(length).div_ceil(cluster.bytes());
+        let range = start..end.saturating_mul(cluster.bytes());
+        self.state.ranges.lock(range, Access::Exclusive).await
+    }
+
+    /// Refuses what would store bytes that the guest could not read again.
+    fn check_guest_data(&self) -> Result<()> {
+        if self.qcow2.header().encryption != Encryption::None {
+            return Err(Error::Unsupported(
+                "Writing to an encrypted image is not supported yet".into(),
+            ));
+        }
+        if self.qcow2.backing().is_some() && self.image.layers().len() == 1 {
+            return Err(Error::Refused(
+                "The image's backing file was not opened, so that parts of clusters cannot be written".into(),
+            ));
+        }
+        self.qcow2.content_file().map(drop)
+    }
+
+    /// The same engine as part of a transaction.
+    fn committing(&self, _held: &snapshots::Exclusive<'_>) -> Self {
+        Self {
+            commits_held: true,
+            ..*self
+        }
+    }
+
+    /// Commits until nothing is left to be given back.
+    async fn tidy(&self) -> Result<()> {
+        self.commit(None).await?;
+        let untidy = || {
+            !self.state.epoch.borrow().unlinked.is_empty()
+                || !self.state.refcounts.borrow().dirty_blocks().is_empty()
+        };
+        // The first commit gives back what the epoch unlinked; a second one writes the refcounts.
+        for _ in 0..2 {
+            if untidy() {
+                self.commit(None).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Raw images have no tables: what the guest asks is what the storage is asked.
+impl<S: Storage> Image<S> {
+    async fn raw_write(&self, offset: GuestOffset, data: &[u8]) -> Result<()> {
+        let Layer::Raw(raw) = self.top() else {
+            return Ok(());
+        };
+        self.count_raw(|counts| {
+            counts.writes += 1;
+            counts.written_bytes += data.len() as u64;
+        });
+        let _held = self.hold_raw(offset, data.len() as u64).await;
+        raw.write(offset, data)
+            .await
+            .map_err(|error| Error::io("", offset.0, error))
+    }
+
+    async fn raw_zeroes(&self, offset: GuestOffset, length: u64) -> Result<()> {
+        const PIECE: u64 = 256 << 10;
+        let zeros = vec![0; length.min(PIECE) as usize];
+        let mut at = 0;
+        while at < length {
+            let piece = (length - at).min(PIECE) as usize;
+            self.raw_write(GuestOffset(offset.0 + at), &zeros[..piece])
+                .await?;
+            at += piece as u64;
+        }
+        Ok(())
+    }
+
+    async fn raw_flush(&self) -> Result<()> {
+        let (Layer::Raw(raw), Some(state)) = (self.top(), &self.changing) else {
+            return Ok(());
+        };
+        self.count_raw(|counts| counts.flushes += 1);
+        raw.file().storage.flush().await.map_err(|source| {
+            state.stop(Error::Io {
+                what: "".into(),
+                offset: None,
+                source,
+            })
+        })
+    }
+
+    async fn hold_raw(&self, offset: GuestOffset, length: u64) -> Option<RangeGuard<'_>> {
+        let state = self.changing.as_ref()?;
+        let range = offset.0..offset.0.saturating_add(length);
+        Some(state.ranges.lock(range, Access::Exclusive).await)
+    }
+
+    fn count_raw(&self, add: impl FnOnce(&mut IoCounts)) {
+        if let Some(state) = &self.changing {
+            state.count(add);
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Zeros and discards: entries that say so, where the format can; else zeros that are written.
+
+use crate::error::Result;
+use crate::image::change::guest::Cluster;
+use crate::image::change::{Engine, ZeroMode};
+use crate::qcow2::l2::L2Entry;
+use crate::qcow2::{Autoclear, Version};
+use crate::storage::Storage;
+use crate::units::GuestOffset;
+
+/// The most zeros that are written with one request, in bytes.
+const ZEROS: usize = 256 << 10;
+
+impl<S: Storage> Engine<'_, S> {
+    /// Makes `start..end` of the guest's disk read as zeros; the range is locked.
+    pub async fn zero_guest(&self, start: u64, end: u64, mode: ZeroMode) -> Result<()> {
+        let format = self.qcow2.l2_format;
+        let by_entry = self.qcow2.header().version >= Version::V3;
+        if self.data_file_is_raw() {
+            // The data file alone must read as the disk does.
+            self.write_zeros(start, end).await?;
+        }
+        let mut at = start;
+        while at < end {
+            let cluster = self.cluster_at(at).await?;
+            let within = at - cluster.guest;
+            let part_end = (end - cluster.guest).min(format.cluster_size.bytes());
+            // The end of the disk ends its last cluster.
+            let to_the_end = cluster.guest + part_end == self.qcow2.virtual_size();
+            let until = if to_the_end {
+                format.cluster_size.bytes()
+            } else {
+                part_end
+            };
+            let first = within.div_ceil(format.granule_bytes()) * format.granule_bytes();
+            let last = format.granule_floor(until);
+            if !by_entry {
+                self.zero_v2(&cluster, within, part_end, until, mode)
+                    .await?;
+            } else if first < last {
+                let guest = cluster.guest;
+                self.zero_by_writing(at, guest + first).await?;
+                self.zero_by_writing(guest + last, guest + part_end).await?;
+                // Those may have changed the entry.
+                let cluster = self.cluster_at(guest).await?;
+                self.zero_granules(&cluster, format.granules(first, last), mode)
+                    .await?;
+            } else {
+                self.zero_by_writing(at, cluster.guest + part_end).await?;
+            }
+            at = cluster.guest + part_end;
+            self.commit_if_full().await?;
+        }
+        Ok(())
+    }
+
+    /// Whole granules: by the entry.
+    async fn zero_granules(&self, cluster: &Cluster, granules: u64, mode: ZeroMode) -> Result<()> {
+        let format = self.qcow2.l2_format;
+        let all = format.granules(0, format.cluster_size.bytes());
+        let old = cluster.entry;
+        let allocated = format.host_cluster(old).is_some();
+        let entry = if granules == all {
+            let unmap = old.is_compressed() || (mode == ZeroMode::Unmap && allocated);
+            let kept = if unmap { L2Entry::UNALLOCATED } else { old };
+            format.zero_entry(kept, all)
+        } else if old.is_compressed() {
+            // A compressed cluster has no subclusters.
+            let start = u64::from(granules.trailing_zeros()) * format.granule_bytes();
+            let end = u64::from(64 - granules.leading_zeros()) * format.granule_bytes();
+            return self
+                .write_zeros(cluster.guest + start, cluster.guest + end)
+                .await;
+        } else {
+            format.zero_entry(old, granules)
+        };
+        if entry == old {
+            return Ok(());
+        }
+        self.link(cluster.guest, entry).await
+    }
+
+    /// Parts of granules: zeros are written, where they do not read as zeros anyway.
+    pub(super) async fn zero_by_writing(&self, start: u64, end: u64) -> Result<()> {
+        if start >= end || self.image.known_zeros(start, end).await? {
+            return Ok(());
+        }
+        self.write_zeros(start, end).await
+    }
+
+    /// Version 2 has no zero flag.
+    async fn zero_v2(
+        &self,
+        cluster: &Cluster,
+        within: u64,
+        end: u64,
+        until: u64,
+        mode: ZeroMode,
+    ) -> Result<()> {
+        let whole = within == 0 && until == self.cluster_bytes();
+        let alone = self.qcow2.backing().is_none();
+        if whole && alone && (mode == ZeroMode::Unmap || cluster.entry.is_compressed()) {
+            if cluster.entry != L2Entry::UNALLOCATED {
+                self.link(cluster.guest, L2Entry::UNALLOCATED).await?;
+            }
+            return Ok(());
+        }
+        self.zero_by_writing(cluster.guest + within, cluster.guest + end)
+            .await
+    }
+
+    async fn write_zeros(&self, start: u64, end: u64) -> Result<()> {
+        let zeros = vec![0; (end - start).min(ZEROS as u64) as usize];
+        let mut at = start;
+        while at < end {
+            let length = (end - at).min(zeros.len() as u64) as usize;
+            self.write_guest(GuestOffset(at), &zeros[..length]).await?;
+            at += length as u64;
+        }
+        Ok(())
+    }
+
+    /// Gives back the whole clusters in `start..end`, which read as zeros from then on; the range is
+    /// locked. What lies beside whole clusters stays as it is.
+    pub async fn discard_guest(&self, start: u64, end: u64) -> Result<()> {
+        let format = self.qcow2.l2_format;
+        let size = format.cluster_size.bytes();
+        let v3 = self.qcow2.header().version >= Version::V3;
+        let alone = self.qcow2.backing().is_none();
+        if !v3 && !alone {
+            return Ok(()); // It would let the backing file show through (QEMU-COMPAT rule 39).
+        }
+        let mut at = start.next_multiple_of(size);
+        // The end of the disk ends its last cluster.
+        let end = match end == self.qcow2.virtual_size() {
+            true => end.next_multiple_of(size),
+            false => end / size * size,
+        };
+        let coverage = self.qcow2.header().l1_coverage();
+        while at < end {
+            if alone && self.qcow2.l2_table(GuestOffset(at))?.is_none() {
+                at = (at / coverage + 1) * coverage; // Nothing is allocated in all of it.
+                continue;
+            }
+            let entry = self.qcow2.entry_at(GuestOffset(at)).await?;
+            let allocated = entry.is_compressed() || format.host_cluster(entry).is_some();
+            if allocated || !alone {
+                if self.data_file_is_raw() {
+                    self.write_zeros(at, (at + size).min(self.qcow2.virtual_size()))
+                        .await?;
+                }
+                let all = format.granules(0, size);
+                let new = match v3 {
+                    true => format.zero_entry(L2Entry::UNALLOCATED, all),
+                    false => L2Entry::UNALLOCATED,
+                };
+                if new != entry {
+                    self.link(at, new).await?;
+                }
+            }
+            at += size;
+            self.commit_if_full().await?;
+        }
+        Ok(())
+    }
+
+    fn data_file_is_raw(&self) -> bool {
+        let header = self.qcow2.header();
+        header.has_data_file() && header.autoclear.has(Autoclear::DATA_FILE_RAW)
+    }
+}
