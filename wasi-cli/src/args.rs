@@ -93,6 +93,19 @@ impl Args {
         }
     }
 
+    /// Takes the next word as it stands, whatever it looks like, if it is `wanted`.
+    pub fn take_if(&mut self, wanted: impl FnOnce(&str) -> bool) -> Option<String> {
+        self.rest
+            .front()
+            .is_some_and(|word| wanted(word))
+            .then(|| self.rest.pop_front())?
+    }
+
+    /// Whether `--` came by: nothing is an option any more.
+    pub fn only_operands(&self) -> bool {
+        self.only_operands
+    }
+
     fn short(&mut self, letter: char) -> Result<Arg, Failure> {
         let found = self
             .spec

@@ -1,12 +1,16 @@
 //! Files: positional reads and writes at the lowest level there is, always complete when they return.
 
-use std::fs::{self, OpenOptions};
+use std::cell::RefCell;
+use std::fs::{self, OpenOptions, TryLockError};
 use std::future::Future;
-use std::io;
+use std::io::{self, Read};
+use std::path::Path;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
 use oxcow::Storage;
+
+use crate::scratch::Scratch;
 
 /// Runs a future whose every storage is a [`FileStorage`]: it never has to wait for anything.
 pub fn block_on<F: Future>(future: F) -> F::Output {
@@ -24,6 +28,19 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
 #[derive(Debug)]
 pub struct FileStorage {
     file: fs::File,
+    /// Takes everything that is written, so that the file stays as it is.
+    scratch: Option<RefCell<Scratch>>,
+    /// Whether a flush is to reach the disk.
+    durable: bool,
+}
+
+/// Who else may have the file open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lock {
+    /// Nobody.
+    Exclusive,
+    /// Those who read.
+    Shared,
 }
 
 /// What tells one file from another, whatever it is called.
@@ -39,11 +56,48 @@ impl FileStorage {
         open_by_any_name(path, OpenOptions::new().read(true).write(writable))
     }
 
-    /// Creates a file, or opens the one that is there without touching its content yet.
+    /// Creates a file, or opens the one that is there without touching its content yet. A new file's name is
+    /// durable before anything is written into it.
     pub fn create(path: &str) -> io::Result<Self> {
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false);
-        open_by_any_name(path, &options)
+        options.read(true).write(true);
+        match open_by_any_name(path, options.clone().create_new(true)) {
+            Ok(storage) => {
+                sync_folder_of(path);
+                Ok(storage)
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                open_by_any_name(path, options.create(true))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The same file with everything that is written kept in memory, to be forgotten at the end.
+    pub fn with_scratch(self) -> io::Result<Self> {
+        let length = self.file_len()?;
+        Ok(Self {
+            scratch: Some(RefCell::new(Scratch::new(length))),
+            ..self
+        })
+    }
+
+    /// The same file without a barrier: flushing it does nothing.
+    pub fn without_barrier(self) -> Self {
+        Self {
+            durable: false,
+            ..self
+        }
+    }
+
+    /// Keeps others out until the file is closed; `false` where one of them is there already. Only programs
+    /// that lock whole files take part, and only where the system knows such locks.
+    pub fn lock(&self, lock: Lock) -> bool {
+        let locked = match lock {
+            Lock::Exclusive => self.file.try_lock(),
+            Lock::Shared => self.file.try_lock_shared(),
+        };
+        !matches!(locked, Err(TryLockError::WouldBlock))
     }
 
     /// Whether it is neither a folder nor anything else without content.
@@ -64,30 +118,83 @@ impl FileStorage {
     }
 }
 
-/// Opens `path`. Inside a sandbox that was given the working folder as `.`, absolute names in it are found
-/// too, if the variable `PWD` says where it is.
+/// At most `most` bytes from the beginning of a file.
+pub fn read_start(path: &str, most: u64) -> io::Result<Vec<u8>> {
+    let storage = FileStorage::open(path, false)?;
+    if storage.file.metadata()?.is_dir() {
+        return Err(io::Error::new(
+            io::ErrorKind::IsADirectory,
+            "Is a directory",
+        ));
+    }
+    let mut bytes = Vec::new();
+    let mut start = (&storage.file).take(most);
+    start.read_to_end(&mut bytes).map_err(known_words)?;
+    Ok(bytes)
+}
+
+/// Opens `path`.
 fn open_by_any_name(path: &str, options: &OpenOptions) -> io::Result<FileStorage> {
-    let opened = match options.open(path) {
+    by_any_name(path, |path| options.open(path)).map(|file| FileStorage {
+        file,
+        scratch: None,
+        durable: true,
+    })
+}
+
+/// Removes the file, which may be called what it was opened by.
+pub fn remove(path: &str) -> io::Result<()> {
+    by_any_name(path, |path| fs::remove_file(path))
+}
+
+/// Does something with `path`. Inside a sandbox that was given the working folder as `.`, absolute names in
+/// it are found too, if the variable `PWD` says where it is.
+fn by_any_name<T>(path: &str, act: impl Fn(&str) -> io::Result<T>) -> io::Result<T> {
+    let done = match act(path) {
         Err(error) if is_outside_sandbox(&error) || is_misplaced(path, &error) => {
             let folder = std::env::var("PWD").unwrap_or_default();
             let inside = path
                 .strip_prefix(&folder)
                 .and_then(|rest| rest.strip_prefix('/'));
             match inside {
-                Some(inside) if !folder.is_empty() => options.open(inside),
+                Some(inside) if !folder.is_empty() => act(inside),
                 _ => Err(error),
             }
         }
         other => other,
     };
-    let file = opened.map_err(|error| match is_outside_sandbox(&error) {
+    done.map_err(|error| match is_outside_sandbox(&error) {
         true => io::Error::new(
             io::ErrorKind::PermissionDenied,
             "Not inside a folder that was given to the sandbox",
         ),
         false => error,
-    })?;
-    Ok(FileStorage { file })
+    })
+}
+
+/// Makes the name of a new file durable, where folders can be opened; nothing can be done where they cannot.
+fn sync_folder_of(path: &str) {
+    let folder = match Path::new(path).parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    if let Ok(folder) = fs::File::open(folder) {
+        let _ = folder.sync_all();
+    }
+}
+
+/// The words that qemu-img's users know, for the errors that WASI's library words otherwise.
+fn known_words(error: io::Error) -> io::Error {
+    let words = match error.raw_os_error() {
+        Some(code) if cfg!(target_os = "wasi") => match code {
+            19 => "Disk quota exceeded",
+            29 => "Input/output error",
+            58 => "Operation not supported",
+            _ => return error,
+        },
+        _ => return error,
+    };
+    io::Error::new(error.kind(), words)
 }
 
 /// WASI's library looks for an absolute name in the working folder, as if that were the root.
@@ -100,8 +207,8 @@ fn is_outside_sandbox(error: &io::Error) -> bool {
     cfg!(target_os = "wasi") && error.to_string().contains("pre-opened")
 }
 
-impl Storage for FileStorage {
-    async fn len(&self) -> io::Result<u64> {
+impl FileStorage {
+    fn file_len(&self) -> io::Result<u64> {
         let metadata = self.file.metadata()?;
         if metadata.is_file() {
             return Ok(metadata.len());
@@ -110,38 +217,75 @@ impl Storage for FileStorage {
         io::Seek::seek(&mut &self.file, io::SeekFrom::End(0))
     }
 
-    async fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+    /// Fills `buf` as far as the file goes.
+    fn read_file(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         let mut filled = 0;
         while filled < buf.len() {
             match system::read_at(&self.file, &mut buf[filled..], offset + filled as u64) {
                 Ok(0) => break,
                 Ok(count) => filled += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                Err(error) => return Err(known_words(error)),
             }
         }
         Ok(filled)
     }
+}
+
+impl Storage for FileStorage {
+    async fn len(&self) -> io::Result<u64> {
+        match &self.scratch {
+            Some(scratch) => Ok(scratch.borrow().len()),
+            None => self.file_len(),
+        }
+    }
+
+    async fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        match &self.scratch {
+            Some(scratch) => {
+                let below = |offset, buf: &mut [u8]| self.read_file(offset, buf);
+                scratch.borrow().read_at(offset, buf, below)
+            }
+            None => self.read_file(offset, buf),
+        }
+    }
 
     async fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        if let Some(scratch) = &self.scratch {
+            let below = |offset, buf: &mut [u8]| self.read_file(offset, buf);
+            return scratch.borrow_mut().write_at(offset, data, below);
+        }
         let mut written = 0;
         while written < data.len() {
             match system::write_at(&self.file, &data[written..], offset + written as u64) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                // A system that takes nothing and says nothing has no room left.
+                Ok(0) => {
+                    let words = "No space left on device";
+                    return Err(io::Error::new(io::ErrorKind::StorageFull, words));
+                }
                 Ok(count) => written += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                Err(error) => return Err(known_words(error)),
             }
         }
         Ok(())
     }
 
     async fn set_len(&self, len: u64) -> io::Result<()> {
-        self.file.set_len(len)
+        match &self.scratch {
+            Some(scratch) => scratch.borrow_mut().set_len(len),
+            None => self.file.set_len(len).map_err(known_words)?,
+        }
+        Ok(())
     }
 
+    // Data, and of the metadata what it takes to find the data again, the length first of all: nothing else
+    // of a file is part of an image.
     async fn flush(&self) -> io::Result<()> {
-        self.file.sync_data()
+        if self.durable && self.scratch.is_none() {
+            self.file.sync_data().map_err(known_words)?;
+        }
+        Ok(())
     }
 }
 

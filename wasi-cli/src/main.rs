@@ -10,6 +10,7 @@ mod json;
 mod name;
 mod open;
 mod progress;
+mod scratch;
 mod size;
 
 use std::process::ExitCode;

@@ -17,6 +17,10 @@ pub struct Name {
     pub format: Option<String>,
     /// Whether the name forbids a backing file.
     pub no_backing: bool,
+    /// Whether the image is opened for reading only, where the name says it.
+    pub read_only: Option<bool>,
+    /// Whether the name says that others may have the image open, whatever they do with it.
+    pub force_share: bool,
 }
 
 /// Dotted option names and their values, in order.
@@ -24,9 +28,7 @@ type Options = Vec<(String, String)>;
 
 /// Options that change how a file is cached, locked or scheduled, which has no meaning here.
 const WITHOUT_MEANING: &[&str] = &[
-    "read-only",
     "auto-read-only",
-    "force-share",
     "node-name",
     "discard",
     "detect-zeroes",
@@ -51,6 +53,12 @@ const WITHOUT_MEANING: &[&str] = &[
     "cache-clean-interval",
 ];
 
+/// Whether an option has no effect here and may be given.
+pub fn is_without_meaning(key: &str) -> bool {
+    let own = key.strip_prefix("file.").unwrap_or(key);
+    WITHOUT_MEANING.contains(&own)
+}
+
 impl Name {
     /// A file name as sub-commands take it: a path, `file:` and a path, or `json:{…}`.
     pub fn parse(given: &str) -> Result<Self, String> {
@@ -63,6 +71,8 @@ impl Name {
             path,
             format: None,
             no_backing: false,
+            read_only: None,
+            force_share: false,
         })
     }
 
@@ -109,6 +119,13 @@ impl Name {
             node => Err(no_such_node(node)),
         });
         let no_backing = no_backing.transpose()?.unwrap_or(false);
+        let mut switch = |key| {
+            let value = take(key);
+            value.map(|value| read_switch(key, &value)).transpose()
+        };
+        let file_read_only = switch("file.read-only")?;
+        let read_only = switch("read-only")?.or(file_read_only);
+        let force_share = switch("force-share")?.unwrap_or(false);
 
         if let Some(node) = node {
             return Err(no_such_node(&node));
@@ -137,8 +154,7 @@ impl Name {
             });
         };
         for (key, _) in &left {
-            let own = key.strip_prefix("file.").unwrap_or(key);
-            if !WITHOUT_MEANING.contains(&own) {
+            if !is_without_meaning(key) {
                 let format = format.as_deref().unwrap_or("file");
                 return Err(format!(
                     "Block format '{format}' does not support the option '{key}'"
@@ -150,7 +166,17 @@ impl Name {
             path,
             format,
             no_backing,
+            read_only,
+            force_share,
         })
+    }
+}
+
+fn read_switch(key: &str, value: &str) -> Result<bool, String> {
+    match value {
+        "on" | "yes" | "true" | "y" => Ok(true),
+        "off" | "no" | "false" | "n" => Ok(false),
+        _ => Err(format!("Parameter '{key}' expects 'on' or 'off'")),
     }
 }
 
@@ -339,7 +365,12 @@ mod tests {
             (name.path.as_str(), name.format.as_deref()),
             ("a,b", Some("qcow2"))
         );
+        assert_eq!((name.read_only, name.force_share), (Some(true), false));
         let wrong = |text| Name::parse_options(text).unwrap_err();
+        assert_eq!(
+            wrong("driver=qcow2,file.filename=a,read-only=foo"),
+            "Parameter 'read-only' expects 'on' or 'off'"
+        );
         assert_eq!(
             wrong("a.qcow2"),
             "Cannot find device='a.qcow2' nor node-name='a.qcow2'"

@@ -5,24 +5,60 @@ use std::cell::RefCell;
 
 use oxcow::qcow2::{Encryption, Version};
 use oxcow::{
-    Backing, Error, File, Format, Image, OpenOptions, Place, Resolver, Role, Structure, Wanted,
+    Backing, Error, File, Format, Image, OpenOptions, Place, Preallocation, Resolver, Role,
+    Structure, Wanted,
 };
 
 use crate::console;
 use crate::failure::Failure;
-use crate::file::{FileStorage, Identity, block_on};
+use crate::file::{FileStorage, Identity, Lock, block_on};
 use crate::name::{self, Name};
 
-/// The options that most sub-commands share about one image.
+/// The options about one image that most sub-commands share.
 #[derive(Clone, Debug, Default)]
 pub struct Source {
     /// The value of `-f`.
     pub format: Option<String>,
     /// Whether names are lists of options.
     pub image_opts: bool,
+    /// The value of `-T`.
+    pub cache: Option<String>,
+    /// Whether others may have the image open, whatever they do with it (`-U`).
+    pub force_share: bool,
 }
 
 impl Source {
+    /// Takes an option that a sub-command does not take itself. What is none of these has no effect here and
+    /// is there for the sake of scripts.
+    pub fn option(&mut self, name: &str, value: String) -> Result<(), Failure> {
+        match name {
+            "format" => self.format = Some(value),
+            "image-opts" => self.image_opts = true,
+            "cache" => self.cache = Some(value),
+            "force-share" => self.force_share = true,
+            "object" => check_object(&value)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The one operand that most sub-commands take: the image.
+    pub fn operand(&self, mut operands: Vec<String>) -> Result<String, Failure> {
+        match operands.pop() {
+            Some(operand) if operands.is_empty() => self.check().map(|()| operand),
+            _ => Err(Failure::usage("Expecting one image file name")),
+        }
+    }
+
+    /// Whether the options make sense together.
+    pub fn check(&self) -> Result<(), Failure> {
+        check_exclusive(self.image_opts, self.format.as_deref())?;
+        match &self.cache {
+            Some(mode) => check_cache_mode(mode, "source "),
+            None => Ok(()),
+        }
+    }
+
     /// Understands `given`, a file name or, with `--image-opts`, options.
     pub fn name(&self, given: &str) -> Result<Name, Failure> {
         let parsed = if self.image_opts {
@@ -33,19 +69,42 @@ impl Source {
         let mut name = parsed.map_err(|error| could_not_open(given, error))?;
         // What the command line says counts more than what the name says.
         name.format = self.format.clone().or(name.format);
+        name.force_share |= self.force_share;
         Ok(name)
     }
 
     /// Opens the image with its chain, to read what the guest sees.
     pub fn open(&self, given: &str) -> Result<Image<FileStorage>, Failure> {
-        let image = self.open_chain(given)?;
-        check_readable(&image).map_err(|error| could_not_open(given, error))?;
-        Ok(image)
+        self.open_readable(given, &OpenOptions::default())
     }
 
-    /// Opens the image with its chain, whether or not its content can be read.
-    pub fn open_chain(&self, given: &str) -> Result<Image<FileStorage>, Failure> {
-        open(&self.name(given)?, &OpenOptions::default())
+    /// Opens the image with its chain, to change it.
+    pub fn open_writable(&self, given: &str) -> Result<Image<FileStorage>, Failure> {
+        let writable = OpenOptions {
+            writable: true,
+            ..OpenOptions::default()
+        };
+        self.open_readable(given, &writable)
+    }
+
+    /// The same with whatever is wrong with it.
+    pub fn open_to_repair(&self, given: &str) -> Result<Image<FileStorage>, Failure> {
+        let options = OpenOptions {
+            writable: true,
+            repair: true,
+            ..OpenOptions::default()
+        };
+        self.open_readable(given, &options)
+    }
+
+    fn open_readable(
+        &self,
+        given: &str,
+        options: &OpenOptions,
+    ) -> Result<Image<FileStorage>, Failure> {
+        let image = open(&self.name(given)?, options)?;
+        check_readable(&image).map_err(|error| could_not_open(given, error))?;
+        Ok(image)
     }
 
     /// Opens the image alone: neither backing nor data file is touched.
@@ -86,7 +145,32 @@ fn with_hint(error: &Error) -> String {
 
 /// As [`open`], with the bare reason.
 pub fn open_quietly(name: &Name, options: &OpenOptions) -> Result<Image<FileStorage>, Error> {
+    open_with(name, options, Handling::default())
+}
+
+/// What is done with the files of an image, beyond what the engine asks for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Handling {
+    /// Whether writes are kept in memory, to be forgotten at the end.
+    pub scratch: bool,
+    /// Whether flushes need not reach the disk.
+    pub without_barrier: bool,
+}
+
+/// As [`open_quietly`], with files that are treated as `handling` says.
+pub fn open_with(
+    name: &Name,
+    options: &OpenOptions,
+    handling: Handling,
+) -> Result<Image<FileStorage>, Error> {
     let format = name.format.as_deref().map(parse_format).transpose()?;
+    let refused = |what: &'static str| Err(Error::Refused(what.into()));
+    if options.writable && name.read_only == Some(true) {
+        return refused("Block node is read-only");
+    }
+    if options.writable && name.force_share {
+        return refused("force-share=on can only be used with read-only images");
+    }
     let backing = if name.no_backing {
         Backing::Ignore
     } else {
@@ -100,13 +184,37 @@ pub fn open_quietly(name: &Name, options: &OpenOptions) -> Result<Image<FileStor
         probe_backing: true,
         ..options.clone()
     };
-    let file = open_file(&name.path, false)?;
+    let opener = Opener {
+        writable: options.writable,
+        handling,
+        force_share: name.force_share,
+    };
+    let file = opener.open(&name.path)?;
     let resolver = SandboxResolver {
+        opener,
         chain: RefCell::new(file.storage.identity().into_iter().collect()),
     };
     let image = block_on(Image::open(file, &options, &resolver))?;
+    if options.writable && is_guessed_raw(name, &image) {
+        warn_of_guess(name);
+    }
     warn_of_stale_bitmaps(&image);
     Ok(image)
+}
+
+/// Whether the image is raw for no other reason than that nothing was recognised in it.
+pub fn is_guessed_raw(name: &Name, image: &Image<FileStorage>) -> bool {
+    name.format.is_none() && image.top().format() == Format::Raw
+}
+
+/// Says that a guest could turn the image into one of another format by writing to its first sector.
+pub fn warn_of_guess(name: &Name) {
+    console::error_line(&format!(
+        "WARNING: Image format was not specified for '{}' and probing guessed raw.\n         \
+         Automatically detecting the format is dangerous for raw images, write operations on block 0 will be \
+         restricted.\n         Specify the 'raw' format explicitly to remove the restrictions.",
+        name.path
+    ));
 }
 
 /// Says which images of the chain have bitmaps that cannot be trusted any more.
@@ -153,40 +261,86 @@ pub fn parse_format(name: &str) -> Result<Format, Error> {
     }
 }
 
-fn open_file(path: &str, writable: bool) -> Result<File<FileStorage>, Error> {
-    let failed = |source| Error::Io {
-        what: format!("Could not open '{path}'").into(),
-        offset: None,
-        source,
-    };
-    let storage = FileStorage::open(path, writable).map_err(failed)?;
-    if !storage.is_regular() {
-        return Err(Error::Unsupported(
-            format!("'file' driver requires '{path}' to be a regular file").into(),
-        ));
+/// How the files of one image are opened.
+#[derive(Clone, Copy, Debug, Default)]
+struct Opener {
+    writable: bool,
+    handling: Handling,
+    force_share: bool,
+}
+
+impl Opener {
+    /// The same for a file that is only read.
+    fn for_reading(self) -> Self {
+        Self {
+            writable: false,
+            ..self
+        }
     }
-    Ok(File {
-        storage,
-        name: path.to_owned(),
-    })
+
+    fn open(self, path: &str) -> Result<File<FileStorage>, Error> {
+        let failed = |source| Error::Io {
+            what: format!("Could not open '{path}'").into(),
+            offset: None,
+            source,
+        };
+        let refused = |what: String| Err(Error::Unsupported(what.into()));
+        let on_disk = self.writable && !self.handling.scratch;
+        let mut storage = FileStorage::open(path, on_disk).map_err(failed)?;
+        if !storage.is_regular() {
+            return refused(format!(
+                "'file' driver requires '{path}' to be a regular file"
+            ));
+        }
+        let (lock, kind) = if on_disk {
+            (Lock::Exclusive, "\"write\"")
+        } else {
+            (Lock::Shared, "shared \"write\"")
+        };
+        if !self.force_share && !storage.lock(lock) {
+            return refused(format!(
+                "Failed to get {kind} lock\nIs another process using the image [{path}]?"
+            ));
+        }
+        if self.handling.scratch {
+            storage = storage.with_scratch().map_err(failed)?;
+        }
+        if self.handling.without_barrier {
+            storage = storage.without_barrier();
+        }
+        Ok(File {
+            storage,
+            name: path.to_owned(),
+        })
+    }
 }
 
 /// Opens an existing file to be written into.
 pub fn open_target(path: &str) -> Result<File<FileStorage>, Error> {
-    open_file(path, true)
+    let opener = Opener {
+        writable: true,
+        ..Opener::default()
+    };
+    opener.open(path)
 }
 
 /// Opens whatever an image names, as far as the sandbox reaches.
 struct SandboxResolver {
+    opener: Opener,
     /// The images of the chain so far. Names do not tell: a file can have many.
     chain: RefCell<Vec<Identity>>,
 }
 
 impl SandboxResolver {
-    fn open(&self, full: &str, role: Role) -> Result<File<FileStorage>, Error> {
+    fn open(&self, full: &str, wanted: &Wanted<'_>) -> Result<File<FileStorage>, Error> {
         let name = Name::parse(full).map_err(|error| Error::Unsupported(error.into()))?;
-        let file = open_file(&name.path, false)?;
-        if let (Role::Backing, Some(identity)) = (role, file.storage.identity()) {
+        // Of all that an image names, only its own data file is ever written to.
+        let opener = match (wanted.role, wanted.depth) {
+            (Role::DataFile, 0) => self.opener,
+            _ => self.opener.for_reading(),
+        };
+        let file = opener.open(&name.path)?;
+        if let (Role::Backing, Some(identity)) = (wanted.role, file.storage.identity()) {
             if self.chain.borrow().contains(&identity) {
                 let what = format!("Backing file '{full}' creates an infinite loop.");
                 return Err(Error::corrupt(what, Place::of(Structure::BackingName)));
@@ -202,7 +356,7 @@ impl Resolver for SandboxResolver {
 
     async fn resolve(&self, wanted: &Wanted<'_>) -> Result<File<FileStorage>, Error> {
         let full = name::resolve(wanted.base, wanted.name);
-        self.open(&full, wanted.role).map_err(|source| {
+        self.open(&full, wanted).map_err(|source| {
             let source = match source {
                 // Its name stands before it already.
                 Error::Io { offset, source, .. } => Error::Io {
@@ -218,6 +372,25 @@ impl Resolver for SandboxResolver {
                 source: Box::new(source),
             }
         })
+    }
+}
+
+/// Writes out what an image that was changed still owes its file. Only then the work is done.
+pub fn close(image: &Image<FileStorage>, given: &str) -> Result<(), Failure> {
+    block_on(image.close())
+        .map_err(|error| Failure::new(format!("Could not close '{given}': {error}")))
+}
+
+/// How much of new space is allocated, by the name that qemu-img has for it.
+pub fn parse_preallocation(name: &str) -> Result<Preallocation, Failure> {
+    match name {
+        "off" => Ok(Preallocation::Off),
+        "metadata" => Ok(Preallocation::Metadata),
+        "falloc" => Ok(Preallocation::Falloc),
+        "full" => Ok(Preallocation::Full),
+        other => Err(Failure::new(format!(
+            "Invalid preallocation mode '{other}'"
+        ))),
     }
 }
 
@@ -243,5 +416,27 @@ pub fn check_cache_mode(mode: &str, which: &str) -> Result<(), Failure> {
         other => Err(Failure::new(format!(
             "Invalid {which}cache option: {other}"
         ))),
+    }
+}
+
+/// `--object`: only secrets are known, and nothing uses one yet.
+pub fn check_object(definition: &str) -> Result<(), Failure> {
+    let kind = definition.split(',').next().unwrap_or_default();
+    let kind = kind.strip_prefix("qom-type=").unwrap_or(kind);
+    match kind {
+        "secret" => Ok(()),
+        other => Err(Failure::new(format!(
+            "Parameter 'qom-type' does not accept value '{other}'"
+        ))),
+    }
+}
+
+/// `--image-opts` and `-f` say the same thing.
+pub fn check_exclusive(image_opts: bool, format: Option<&str>) -> Result<(), Failure> {
+    match (image_opts, format) {
+        (true, Some(_)) => Err(Failure::new(
+            "--image-opts and --format are mutually exclusive",
+        )),
+        _ => Ok(()),
     }
 }

@@ -108,6 +108,18 @@ pub fn option(what: &str, text: &str, least: u64, most: u64) -> Result<u64, Fail
     }
 }
 
+/// Reads the value of a parameter called `name`; the error is its words.
+pub fn parameter(name: &str, text: &str) -> Result<u64, String> {
+    parse(text, 1).map_err(|wrong| match wrong {
+        Wrong::Range => format!("Value '{text}' is out of range for parameter '{name}'"),
+        Wrong::Syntax => format!(
+            "Parameter '{name}' expects a non-negative number below 2^64\n\
+             Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n\
+             and exabytes, respectively."
+        ),
+    })
+}
+
 /// Three significant digits and a binary unit, as in "196 KiB".
 pub fn human(bytes: u64) -> String {
     const UNITS: [&str; 7] = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];

@@ -2,9 +2,11 @@
 //! code. `img-lines.txt` and `io-lines.txt` hold the lines, right and wrong ones.
 #![cfg(unix)]
 
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+mod answers;
+
+use std::path::Path;
+
+use answers::{Folder, answer, oracle_is_missing, words};
 
 /// Prepared by the oracle itself, once; every line then finds them in its working folder.
 const PREPARE: &str = "
@@ -36,106 +38,17 @@ head -c 1 base.raw > one.raw
 head -c 1024 base.raw > txt.raw
 ";
 
-/// A folder of its own, gone at the end.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn prepared(name: &str) -> Self {
-        let path =
-            Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
-        std::fs::create_dir_all(&path).unwrap();
-        let folder = Self(path);
-        let done = shell(&folder.0, PREPARE).output().unwrap();
-        assert!(
-            done.status.success(),
-            "{}",
-            String::from_utf8_lossy(&done.stderr)
-        );
-        folder
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-fn shell(folder: &Path, script: &str) -> Command {
-    let mut command = Command::new("sh");
-    command
-        .args(["-c", script])
-        .current_dir(folder)
-        .env("LC_ALL", "C")
-        .stdin(Stdio::null());
-    command
-}
-
-fn oracle_is_missing() -> bool {
-    let missing = Command::new("qemu-img").arg("--version").output().is_err();
-    if missing {
-        println!("skipped: qemu-img is not installed");
-    }
-    missing
-}
-
-/// What a program says to a line: the shell splits it into words, `name` is what the program is called by.
-fn answer(folder: &Path, program: &Path, name: &str, line: &str) -> Answer {
-    let split = shell(folder, &format!("printf '%s\\0' {line}"))
-        .output()
-        .unwrap();
-    let words = String::from_utf8(split.stdout).unwrap();
-    let words = words.split_terminator('\0');
-    let mut command = Command::new(program);
-    command
-        .arg0(name)
-        .args(words)
-        .current_dir(folder)
-        .env("LC_ALL", "C")
-        .stdin(Stdio::null());
-    let output = command.output().unwrap();
-    let text = |bytes: &[u8]| -> String {
-        let text = String::from_utf8_lossy(bytes);
-        text.lines()
-            .map(|line| without_times(line) + "\n")
-            .collect()
-    };
-    Answer {
-        code: output.status.code(),
-        stdout: text(&output.stdout),
-        stderr: text(&output.stderr),
-    }
-}
-
-#[derive(Debug, PartialEq, Eq)]
-struct Answer {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
-/// How long a request took is no two times the same.
-fn without_times(line: &str) -> String {
-    if let Some((request, _)) = line.split_once(" ops; ") {
-        return request.to_owned();
-    }
-    match line.split_once(",1,") {
-        Some((bytes, _)) if bytes.bytes().all(|byte| byte.is_ascii_digit()) => bytes.to_owned(),
-        _ => line.to_owned(),
-    }
-}
-
 fn compare(name: &str, lines: &str) {
     if oracle_is_missing() {
         return;
     }
-    let folder = Folder::prepared(name);
+    let folder = Folder::prepared(name, PREPARE);
     let ours = Path::new(env!("CARGO_BIN_EXE_oxcow"));
     let mut different = Vec::new();
     for line in lines.lines() {
-        let expected = answer(&folder.0, Path::new(name), name, line);
-        let got = answer(&folder.0, ours, name, line);
+        let words = words(line);
+        let expected = answer(&folder.0, Path::new(name), name, &words);
+        let got = answer(&folder.0, ours, name, &words);
         if got != expected {
             different.push(format!(
                 "{name} {line}\nexpected {expected:#?}\ngot {got:#?}"

@@ -130,6 +130,7 @@ impl EngineImage {
             cache_bytes: options
                 .cache_bytes()
                 .map_or(defaults.cache_bytes, |bytes| bytes as usize),
+            ..defaults
         };
         let file = File {
             name: source.name(),
@@ -185,10 +186,10 @@ impl EngineImage {
             .await
             .map_err(|error| to_record(&error))?
             .snapshots;
-        let sizes = top
-            .as_qcow2()
-            .map_or(&[][..], |top| top.snapshots())
+        let snapshots = top.as_qcow2().map(|top| top.snapshots());
+        let sizes = snapshots
             .iter()
+            .flat_map(|snapshots| snapshots.iter())
             .map(|snapshot| snapshot.disk_size);
         let sized: Vec<SnapshotWithSize> = told
             .into_iter()

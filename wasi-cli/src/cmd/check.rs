@@ -1,14 +1,16 @@
-//! `check`: whether an image's tables contradict themselves. Reporting only, for now.
+//! `check`: whether an image's tables contradict themselves, and repairing them where they do.
 
 use oxcow::Structure;
 use oxcow::check::{self, CheckReport, Problem, Watcher};
+use oxcow::repair::{self, RepairMode, RepairReport};
+use oxcow::{Image, Qcow2};
 use serde::Serialize;
 
-use super::{Command, Context, Output, check_exclusive, check_object, one_operand};
-use crate::args::{Arg, Args, Spec};
+use super::{Command, Context, Output};
+use crate::args::Spec;
 use crate::failure::{Failure, Outcome};
-use crate::file::block_on;
-use crate::open::{Source, check_cache_mode, could_not_open};
+use crate::file::{FileStorage, block_on};
+use crate::open::{self, Source, could_not_open};
 use crate::{console, json, outln};
 
 pub const COMMAND: Command = Command {
@@ -28,9 +30,10 @@ pub const COMMAND: Command = Command {
   --output human|json
      how to print (default human)
   -r, --repair leaks|all
-     not supported yet
-  -T, --cache CACHE_MODE
+     give leaked clusters back, or also make right whatever else can be
   -U, --force-share
+     others may have the image open (without -r only)
+  -T, --cache CACHE_MODE
      accepted for compatibility",
     run,
 };
@@ -56,11 +59,20 @@ const NO_CHECKS: u8 = 63;
 const MOST_REPEATED: u64 = 1000;
 
 #[derive(Serialize)]
+#[serde(rename_all = "kebab-case")]
 struct Report<'a> {
     #[serde(flatten)]
     counts: &'a CheckReport,
+    #[serde(skip_serializing_if = "is_zero")]
+    leaks_fixed: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    corruptions_fixed: u64,
     filename: &'a str,
     format: String,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// Prints problems as they come: an image may have more of them than fits in memory.
@@ -76,58 +88,55 @@ impl Watcher for Printer {
 }
 
 fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
-    let mut args = Args::new(SPEC, args);
     let mut source = Source::default();
     let mut output = Output::Human;
-    let (mut quiet, mut repair, mut cache) = (false, false, None);
-    let mut operands = Vec::new();
-    while let Some(arg) = args.next()? {
-        match arg {
-            Arg::Option("help", _) => return context.help(),
-            Arg::Option("quiet", _) => quiet = true,
-            Arg::Option("format", value) => source.format = Some(value),
-            Arg::Option("image-opts", _) => source.image_opts = true,
-            Arg::Option("output", value) => output = Output::parse(&value)?,
-            Arg::Option("cache", value) => cache = Some(value),
-            Arg::Option("repair", value) => match value.as_str() {
-                "leaks" | "all" => repair = true,
-                other => {
-                    return Err(Failure::usage(format!(
-                        "--repair (-r) expects 'leaks' or 'all' not '{other}'"
-                    )));
-                }
-            },
-            Arg::Option("object", value) => check_object(&value)?,
-            Arg::Option(..) => {}
-            Arg::Operand(operand) => operands.push(operand),
+    let (mut quiet, mut mode) = (false, None);
+    let operands = context.options(SPEC, args, |name, value| {
+        match name {
+            "quiet" => quiet = true,
+            "output" => output = Output::parse(&value)?,
+            "repair" => mode = Some(parse_mode(&value)?),
+            _ => source.option(name, value)?,
         }
-    }
-    let given = one_operand(operands)?;
-    check_exclusive(source.image_opts, source.format.as_deref())?;
-    if let Some(mode) = &cache {
-        check_cache_mode(mode, "source ")?;
-    }
-    if repair {
-        return Err(Failure::new("check --repair is not supported yet"));
-    }
-    let image = source.open(&given)?;
+        Ok(())
+    })?;
+    let given = source.operand(operands)?;
+    let image = match mode {
+        Some(_) => source.open_to_repair(&given)?,
+        None => source.open(&given)?,
+    };
     let Some(qcow2) = image.top().as_qcow2() else {
         return Err(Failure::new("This image format does not support checks").with_code(NO_CHECKS));
     };
-    let counts =
-        block_on(check::check(qcow2, &mut Printer)).map_err(|error| match error.place() {
-            // What qemu-img looks at when it opens an image, and not when it checks it.
-            Some(place) if place.structure == Structure::BitmapDirectory => {
-                could_not_open(&given, error)
-            }
-            _ => Failure::new(format!("Check failed: {error}")),
-        })?;
+    let RepairReport {
+        found: mut counts,
+        leaks_fixed,
+        corruptions_fixed,
+    } = match mode {
+        Some(mode) => repair(&image, mode, &given)?,
+        None => RepairReport {
+            found: look(qcow2, &given)?,
+            ..RepairReport::default()
+        },
+    };
+    if leaks_fixed + corruptions_fixed > 0 {
+        if !quiet && output == Output::Human {
+            outln!(
+                "The following inconsistencies were found and repaired:\n\n    \
+                 {leaks_fixed} leaked clusters\n    {corruptions_fixed} corruptions\n\n\
+                 Double checking the fixed image now..."
+            );
+        }
+        counts = look(qcow2, &given)?;
+    }
     if !quiet {
         match output {
             Output::Human => print_human(&counts),
             Output::Json => {
                 let report = Report {
                     counts: &counts,
+                    leaks_fixed,
+                    corruptions_fixed,
                     filename: &given,
                     format: image.top().format().to_string(),
                 };
@@ -135,16 +144,53 @@ fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
             }
         }
     }
-    Ok(match counts {
+    match counts {
         CheckReport {
             check_errors: 1.., ..
-        } => 1,
+        } => Err(Failure::new("Check failed")),
         CheckReport {
             corruptions: 1.., ..
-        } => CORRUPT,
-        CheckReport { leaks: 1.., .. } => LEAKS,
-        _ => 0,
-    })
+        } => Ok(CORRUPT),
+        CheckReport { leaks: 1.., .. } => Ok(LEAKS),
+        _ => Ok(0),
+    }
+}
+
+fn parse_mode(value: &str) -> Result<RepairMode, Failure> {
+    match value {
+        "leaks" => Ok(RepairMode::Leaks),
+        "all" => Ok(RepairMode::All),
+        other => Err(Failure::usage(format!(
+            "--repair (-r) expects 'leaks' or 'all' not '{other}'"
+        ))),
+    }
+}
+
+/// Prints what is wrong, and counts it.
+fn look(qcow2: &Qcow2<FileStorage>, given: &str) -> Result<CheckReport, Failure> {
+    block_on(check::check(qcow2, &mut Printer)).map_err(|error| failed(given, error))
+}
+
+/// Repairs the image, and prints what was wrong and what was done about it.
+fn repair(
+    image: &Image<FileStorage>,
+    mode: RepairMode,
+    given: &str,
+) -> Result<RepairReport, Failure> {
+    let report = block_on(repair::repair(image, mode, &mut Printer))
+        .map_err(|error| failed(given, error))?;
+    open::close(image, given)?;
+    Ok(report)
+}
+
+fn failed(given: &str, error: oxcow::Error) -> Failure {
+    match error.place() {
+        // What qemu-img looks at when it opens an image, and not when it checks it.
+        Some(place) if place.structure == Structure::BitmapDirectory => {
+            could_not_open(given, error)
+        }
+        _ => Failure::new(format!("Check failed: {error}")),
+    }
 }
 
 fn print_human(counts: &CheckReport) {

@@ -2,11 +2,11 @@
 
 use oxcow::compare::{self, Comparison, Failed, Side};
 
-use super::{Command, Context, check_exclusive, check_object};
-use crate::args::{Arg, Args, Spec};
+use super::{Command, Context};
+use crate::args::Spec;
 use crate::failure::{Failure, Outcome};
 use crate::file::block_on;
-use crate::open::{Source, check_cache_mode};
+use crate::open::{Source, check_exclusive};
 use crate::progress::Progress;
 use crate::{console, outln};
 
@@ -53,29 +53,23 @@ const COULD_NOT_MAP: u8 = 3;
 const COULD_NOT_READ: u8 = 4;
 
 fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
-    let mut args = Args::new(SPEC, args);
     let (mut first, mut second) = (Source::default(), Source::default());
     let (mut quiet, mut progress, mut strict) = (false, false, false);
-    let mut cache = None;
-    let mut operands = Vec::new();
-    while let Some(arg) = args.next()? {
-        match arg {
-            Arg::Option("help", _) => return context.help(),
-            Arg::Option("quiet", _) => quiet = true,
-            Arg::Option("progress", _) => progress = true,
-            Arg::Option("a-format", value) => first.format = Some(value),
-            Arg::Option("b-format", value) => second.format = Some(value),
-            Arg::Option("image-opts", _) => {
-                first.image_opts = true;
-                second.image_opts = true;
+    let operands = context.options(SPEC, args, |name, value| {
+        match name {
+            "quiet" => quiet = true,
+            "progress" => progress = true,
+            "strict" => strict = true,
+            "a-format" => first.format = Some(value),
+            "b-format" => second.format = Some(value),
+            // All others are about both.
+            _ => {
+                first.option(name, value.clone())?;
+                second.option(name, value)?;
             }
-            Arg::Option("strict", _) => strict = true,
-            Arg::Option("cache", value) => cache = Some(value),
-            Arg::Option("object", value) => check_object(&value)?,
-            Arg::Option(..) => {}
-            Arg::Operand(operand) => operands.push(operand),
         }
-    }
+        Ok(())
+    })?;
     let [name_1, name_2] = &operands[..] else {
         return Err(Failure::usage("Expecting two image file names"));
     };
@@ -84,9 +78,7 @@ fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
     check_exclusive(first.image_opts, any_format).map_err(opening)?;
     let mut progress = Progress::new(progress && !quiet, 2.0);
     let result = (|| {
-        if let Some(mode) = &cache {
-            check_cache_mode(mode, "source ").map_err(opening)?;
-        }
+        first.check().map_err(opening)?;
         let one = first.open(name_1).map_err(opening)?;
         let two = second.open(name_2).map_err(opening)?;
         progress.at(0, 1);

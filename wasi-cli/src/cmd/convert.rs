@@ -4,8 +4,8 @@ use oxcow::convert::{self, RawOptions};
 use oxcow::{Image, Storage};
 
 use super::create_options::{self, CreateOptions};
-use super::{Command, Context, check_object};
-use crate::args::{Arg, Args, Spec};
+use super::{Command, Context};
+use crate::args::Spec;
 use crate::failure::{Failure, Outcome};
 use crate::file::{FileStorage, block_on};
 use crate::name::{Name, split_options};
@@ -82,6 +82,7 @@ const SPEC: Spec = &[
 const MAX_SPARSE: u64 = 16 << 20;
 
 /// Everything that the command line says.
+#[derive(Default)]
 struct Request {
     source: Source,
     snapshot: Option<Snapshot>,
@@ -98,22 +99,19 @@ struct Request {
     copy_range: bool,
     progress: bool,
     quiet: bool,
-    source_cache: Option<String>,
     target_cache: Option<String>,
     operands: Vec<String>,
 }
 
 fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
-    let Some(request) = parse(context, args)? else {
-        return context.help();
-    };
+    let request = parse(context, args)?;
     let format = request.target_format.as_deref().unwrap_or("raw");
     let help = request
         .options
         .as_deref()
         .is_some_and(create_options::asks_for_help);
     if help && matches!(format, "raw" | "qcow2") {
-        create_options::print_help(format);
+        create_options::print_help(format, true);
         return Ok(0);
     }
     check(&request)?;
@@ -134,61 +132,36 @@ fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
         .map_err(|failure| Failure::said(failure.code()))
 }
 
-fn parse(context: &Context<'_>, args: Vec<String>) -> Result<Option<Request>, Failure> {
-    let mut args = Args::new(SPEC, args);
-    let mut request = Request {
-        source: Source::default(),
-        snapshot: None,
-        target: String::new(),
-        target_image_opts: false,
-        target_format: None,
-        options: None,
-        sparse: None,
-        no_create: false,
-        target_is_zero: false,
-        compress: false,
-        backing: false,
-        bitmaps: false,
-        copy_range: false,
-        progress: false,
-        quiet: false,
-        source_cache: None,
-        target_cache: None,
-        operands: Vec::new(),
-    };
-    while let Some(arg) = args.next()? {
-        match arg {
-            Arg::Option("help", _) => return Ok(None),
-            Arg::Option("quiet", _) => request.quiet = true,
-            Arg::Option("p", _) => request.progress = true,
-            Arg::Option("c", _) => request.compress = true,
-            Arg::Option("n", _) => request.no_create = true,
-            Arg::Option("source-image-opts" | "image-opts", _) => request.source.image_opts = true,
-            Arg::Option("source-format", value) => request.source.format = Some(value),
-            Arg::Option("source-cache", value) => request.source_cache = Some(value),
-            Arg::Option("snapshot", value) => {
-                request.snapshot = Some(Snapshot::parse(&value, context)?)
-            }
-            Arg::Option("sparse-size", value) => request.sparse = Some(sparse_size(&value)?),
-            Arg::Option("target-image-opts", _) => request.target_image_opts = true,
-            Arg::Option("output-format", value) => request.target_format = Some(value),
-            Arg::Option("options", value) => create_options::append(&mut request.options, &value)?,
-            Arg::Option("output-cache", value) => request.target_cache = Some(value),
-            Arg::Option("backing", _) => request.backing = true,
-            Arg::Option("target-is-zero", _) => request.target_is_zero = true,
-            Arg::Option("bitmaps", _) => request.bitmaps = true,
-            Arg::Option("copy-range-offloading", _) => request.copy_range = true,
-            Arg::Option("rate", value) => _ = size::option("rate limit", &value, 0, size::MAX)?,
-            Arg::Option("parallel", value) => {
-                _ = size::option("number of coroutines", &value, 1, 16)?
-            }
-            Arg::Option("object", value) => check_object(&value)?,
-            Arg::Option(..) => {}
-            Arg::Operand(operand) => request.operands.push(operand),
+fn parse(context: &Context<'_>, args: Vec<String>) -> Result<Request, Failure> {
+    let mut request = Request::default();
+    let operands = context.options(SPEC, args, |name, value| {
+        match name {
+            "quiet" => request.quiet = true,
+            "p" => request.progress = true,
+            "c" => request.compress = true,
+            "n" => request.no_create = true,
+            "source-image-opts" => request.source.image_opts = true,
+            "source-format" => request.source.format = Some(value),
+            "source-cache" => request.source.cache = Some(value),
+            "snapshot" => request.snapshot = Some(Snapshot::parse(&value, context)?),
+            "sparse-size" => request.sparse = Some(sparse_size(&value)?),
+            "target-image-opts" => request.target_image_opts = true,
+            "output-format" => request.target_format = Some(value),
+            "options" => create_options::append(&mut request.options, &value)?,
+            "output-cache" => request.target_cache = Some(value),
+            "backing" => request.backing = true,
+            "target-is-zero" => request.target_is_zero = true,
+            "bitmaps" => request.bitmaps = true,
+            "copy-range-offloading" => request.copy_range = true,
+            "rate" => _ = size::option("rate limit", &value, 0, size::MAX)?,
+            "parallel" => _ = size::option("number of coroutines", &value, 1, 16)?,
+            _ => request.source.option(name, value)?,
         }
-    }
+        Ok(())
+    })?;
+    request.operands = operands;
     request.target = request.operands.pop().unwrap_or_default();
-    Ok(Some(request))
+    Ok(request)
 }
 
 fn sparse_size(value: &str) -> Result<u64, Failure> {
@@ -227,9 +200,7 @@ fn check(request: &Request) -> Result<(), Failure> {
     if request.snapshot.is_some() && request.operands.len() > 1 {
         return wrong("No support for concatenating multiple snapshot");
     }
-    if let Some(mode) = &request.source_cache {
-        check_cache_mode(mode, "source ")?;
-    }
+    request.source.check()?;
     if let Some(mode) = &request.target_cache {
         check_cache_mode(mode, "")?;
     }
@@ -375,6 +346,7 @@ fn existing_target(request: &Request, image: &Image<FileStorage>) -> Result<File
     let source = Source {
         format,
         image_opts: request.target_image_opts,
+        ..Source::default()
     };
     let name = source.name(&request.target)?;
     if name.format.as_deref() != Some("raw") {

@@ -12,50 +12,47 @@ enum Kind {
     Bool,
 }
 
-/// Options of every format that is a file.
-const FILE_OPTIONS: &[(&str, Kind, &str)] = &[
+/// An option: its name, the kind of its value, and what the help says.
+type Known = (&'static str, Kind, &'static str);
+
+const SIZE: Known = ("size", Kind::Size, "Virtual disk size");
+
+/// Options of every image that is a file. All tables stand in the order in which options are told of.
+const FILE_OPTIONS: &[Known] = &[
     (
-        "extent_size_hint",
-        Kind::Size,
-        "Extent size hint for the image file, 0 to disable",
+        "preallocation",
+        Kind::Text,
+        "Preallocation mode (allowed values: off, falloc, full)",
     ),
     (
         "nocow",
         Kind::Bool,
         "Turn off copy-on-write (valid only on btrfs)",
     ),
-    ("size", Kind::Size, "Virtual disk size"),
+    (
+        "extent_size_hint",
+        Kind::Size,
+        "Extent size hint for the image file, 0 to disable",
+    ),
 ];
 
-const RAW_OPTIONS: &[(&str, Kind, &str)] = &[(
-    "preallocation",
-    Kind::Text,
-    "Preallocation mode (allowed values: off, falloc, full)",
-)];
+const RAW_OPTIONS: &[Known] = &[SIZE];
 
-const QCOW2_OPTIONS: &[(&str, Kind, &str)] = &[
-    ("backing_file", Kind::Text, "File name of a base image"),
-    ("backing_fmt", Kind::Text, "Image format of the base image"),
-    ("cluster_size", Kind::Size, "qcow2 cluster size"),
+const QCOW2_OPTIONS: &[Known] = &[
     (
-        "compat",
-        Kind::Text,
-        "Compatibility level (v2 [0.10] or v3 [1.1])",
-    ),
-    (
-        "compression_type",
-        Kind::Text,
-        "Compression method used for image cluster compression",
-    ),
-    (
-        "data_file",
-        Kind::Text,
-        "File name of an external data file",
-    ),
-    (
-        "data_file_raw",
+        "encryption",
         Kind::Bool,
-        "The external data file must stay valid as a raw image",
+        "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)",
+    ),
+    (
+        "encrypt.format",
+        Kind::Text,
+        "Encrypt the image, format choices: 'aes', 'luks'",
+    ),
+    (
+        "encrypt.key-secret",
+        Kind::Text,
+        "ID of secret providing qcow AES key or LUKS passphrase",
     ),
     (
         "encrypt.cipher-alg",
@@ -68,9 +65,14 @@ const QCOW2_OPTIONS: &[(&str, Kind, &str)] = &[
         "Name of encryption cipher mode",
     ),
     (
-        "encrypt.format",
+        "encrypt.ivgen-alg",
         Kind::Text,
-        "Encrypt the image, format choices: 'aes', 'luks'",
+        "Name of IV generator algorithm",
+    ),
+    (
+        "encrypt.ivgen-hash-alg",
+        Kind::Text,
+        "Name of IV generator hash algorithm",
     ),
     (
         "encrypt.hash-alg",
@@ -82,33 +84,37 @@ const QCOW2_OPTIONS: &[(&str, Kind, &str)] = &[
         Kind::Number,
         "Time to spend in PBKDF in milliseconds",
     ),
-    (
-        "encrypt.ivgen-alg",
-        Kind::Text,
-        "Name of IV generator algorithm",
-    ),
-    (
-        "encrypt.ivgen-hash-alg",
-        Kind::Text,
-        "Name of IV generator hash algorithm",
-    ),
-    (
-        "encrypt.key-secret",
-        Kind::Text,
-        "ID of secret providing qcow AES key or LUKS passphrase",
-    ),
-    (
-        "encryption",
-        Kind::Bool,
-        "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)",
-    ),
+    ("cluster_size", Kind::Size, "qcow2 cluster size"),
     ("extended_l2", Kind::Bool, "Extended L2 tables"),
-    ("lazy_refcounts", Kind::Bool, "Postpone refcount updates"),
     (
         "preallocation",
         Kind::Text,
         "Preallocation mode (allowed values: off, metadata, falloc, full)",
     ),
+    (
+        "compression_type",
+        Kind::Text,
+        "Compression method used for image cluster compression",
+    ),
+    SIZE,
+    (
+        "compat",
+        Kind::Text,
+        "Compatibility level (v2 [0.10] or v3 [1.1])",
+    ),
+    ("backing_file", Kind::Text, "File name of a base image"),
+    ("backing_fmt", Kind::Text, "Image format of the base image"),
+    (
+        "data_file",
+        Kind::Text,
+        "File name of an external data file",
+    ),
+    (
+        "data_file_raw",
+        Kind::Bool,
+        "The external data file must stay valid as a raw image",
+    ),
+    ("lazy_refcounts", Kind::Bool, "Postpone refcount updates"),
     (
         "refcount_bits",
         Kind::Number,
@@ -116,15 +122,29 @@ const QCOW2_OPTIONS: &[(&str, Kind, &str)] = &[
     ),
 ];
 
-fn known(format: &str) -> Vec<(&'static str, Kind, &'static str)> {
-    let own = if format == "qcow2" {
-        QCOW2_OPTIONS
-    } else {
-        RAW_OPTIONS
-    };
-    let mut all: Vec<_> = own.iter().chain(FILE_OPTIONS).copied().collect();
-    all.sort_by_key(|(name, ..)| *name);
-    all
+/// What the options are that nobody gave.
+const QCOW2_DEFAULTS: &[(&str, &str)] = &[
+    ("cluster_size", "65536"),
+    ("extended_l2", "off"),
+    ("compression_type", "zlib"),
+    ("lazy_refcounts", "off"),
+    ("refcount_bits", "16"),
+];
+
+/// The format's own options.
+fn own(format: &str) -> &'static [Known] {
+    match format {
+        "qcow2" => QCOW2_OPTIONS,
+        _ => RAW_OPTIONS,
+    }
+}
+
+/// The format's own options, then those of the file beneath that the format does not have.
+fn known(format: &str) -> impl Iterator<Item = Known> {
+    let own = own(format);
+    let is_own = |option: &Known| own.iter().any(|(name, ..)| *name == option.0);
+    let others = FILE_OPTIONS.iter().filter(move |option| !is_own(option));
+    own.iter().chain(others).copied()
 }
 
 /// Options of one format, each value of the kind that it has to be.
@@ -157,10 +177,19 @@ pub fn asks_for_help(list: &str) -> bool {
         .any(|part| part == "help" || part == "?")
 }
 
-/// Prints what options there are.
-pub fn print_help(format: &str) {
-    outln!("Supported options:");
-    for (name, kind, about) in known(format) {
+/// Prints what options there are for a file of the format, or, where no file is named, of the format alone.
+pub fn print_help(format: &str, with_file: bool) {
+    // The protocol beneath has all of them.
+    let mut options: Vec<_> = match with_file || format == "file" {
+        true => known(format).collect(),
+        false => own(format).to_vec(),
+    };
+    options.sort_by_key(|(name, ..)| *name);
+    match with_file {
+        true => outln!("Supported options:"),
+        false => outln!("Supported {format} options:"),
+    }
+    for (name, kind, about) in options {
         let kind = match kind {
             Kind::Text => "str",
             Kind::Number => "num",
@@ -170,43 +199,76 @@ pub fn print_help(format: &str) {
         let option = format!("{name}=<{kind}>");
         outln!("  {option:<22} - {about}");
     }
+    if !with_file {
+        outln!(
+            "\nThe protocol level may support further options.\n\
+             Specify the target filename to include those options."
+        );
+    }
 }
 
 impl CreateOptions {
     /// Reads a list for `format`. `whole`: an error is followed by a sentence about the whole list.
     pub fn parse(format: &str, list: &str, program: &str, whole: bool) -> Result<Self, Failure> {
-        let known = known(format);
-        let mut options = Vec::new();
-        let mut read = |part: &str| {
-            let (name, value) = match part.split_once('=') {
-                Some((name, value)) => (name, Some(value)),
-                None => (part, None),
-            };
-            let find = |name: &str| known.iter().find(|(known, ..)| *known == name);
-            let (found, value) = match (find(name), value, name.strip_prefix("no").and_then(find)) {
-                (Some(found), value, _) => (found, value.unwrap_or("on")),
-                (None, None, Some(found)) => (found, "off"),
-                _ => return Err(format!("Invalid parameter '{name}'")),
-            };
-            check_value(found.0, found.1, value)?;
-            options.push((found.0.to_owned(), value.to_owned()));
-            Ok(())
-        };
-        for part in name::split_options(list)
-            .into_iter()
-            .filter(|part| !part.is_empty())
-        {
-            if let Err(text) = read(&part) {
-                if !whole {
-                    return Err(Failure::new(text));
-                }
-                console::error_line(&format!("{program}: {text}"));
-                return Err(Failure::new(format!(
-                    "Invalid options for file format '{format}'"
-                )));
+        Self::parse_list(format, list).map_err(|text| {
+            if !whole {
+                return Failure::new(text);
             }
+            console::error_line(&format!("{program}: {text}"));
+            Failure::new(format!("Invalid options for file format '{format}'"))
+        })
+    }
+
+    /// Reads a list for `format`; the error is its words.
+    pub fn parse_list(format: &str, list: &str) -> Result<Self, String> {
+        let mut options = Self::default();
+        let parts = name::split_options(list);
+        for part in parts.iter().filter(|part| !part.is_empty()) {
+            let (name, value) = match part.split_once('=') {
+                Some((name, value)) => (name, value),
+                // A switch, on or off.
+                None => match part.strip_prefix("no") {
+                    Some(name) => (name, "off"),
+                    None => (part.as_str(), "on"),
+                },
+            };
+            let Some((name, kind, _)) = known(format).find(|(known, ..)| *known == name) else {
+                return Err(format!("Invalid parameter '{name}'"));
+            };
+            check_value(name, kind, value)?;
+            options.set(name, value);
         }
-        Ok(Self(options))
+        Ok(options)
+    }
+
+    /// Sets the option, in place of whatever it was.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.0.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// All options that are given or have a default, as the line about a new image lists them.
+    pub fn summary(&self, format: &str) -> String {
+        let defaults = if format == "qcow2" {
+            QCOW2_DEFAULTS
+        } else {
+            &[]
+        };
+        let default = |name| {
+            let found = defaults.iter().find(|(known, _)| *known == name);
+            found.map(|(_, value)| *value)
+        };
+        let told = known(format).filter_map(|(name, kind, _)| {
+            let value = self.get(name).or_else(|| default(name))?;
+            Some(match kind {
+                // A comma would end the value.
+                Kind::Text => format!(" {name}={}", value.replace(',', ",,")),
+                Kind::Bool => format!(" {name}={value}"),
+                // Both are told as signed numbers.
+                Kind::Number => format!(" {name}={}", number(value).ok()?.cast_signed()),
+                Kind::Size => format!(" {name}={}", size::parse(value, 1).ok()?.cast_signed()),
+            })
+        });
+        told.collect()
     }
 
     /// The option's value; the last one counts.
@@ -223,33 +285,101 @@ impl CreateOptions {
         self.get(name).and_then(|value| size::parse(value, 1).ok())
     }
 
+    /// The value of a numeric option, which was checked.
+    pub fn number(&self, name: &str) -> Option<u64> {
+        self.get(name).and_then(|value| number(value).ok())
+    }
+
     /// The value of a switch, which was checked.
     pub fn is_on(&self, name: &str) -> bool {
-        self.get(name) == Some("on")
+        self.get(name)
+            .is_some_and(|value| switch(value) == Some(true))
     }
 }
 
 fn check_value(name: &str, kind: Kind, value: &str) -> Result<(), String> {
     match kind {
         Kind::Text => Ok(()),
-        Kind::Bool => match value {
-            "on" | "off" => Ok(()),
-            _ => Err(format!("Parameter '{name}' expects 'on' or 'off'")),
+        Kind::Bool => match switch(value) {
+            Some(_) => Ok(()),
+            None => Err(format!("Parameter '{name}' expects 'on' or 'off'")),
         },
-        Kind::Number => match value.parse::<u64>() {
-            Ok(_) => Ok(()),
-            Err(_) => Err(format!("Parameter '{name}' expects a number")),
-        },
-        Kind::Size => match size::parse(value, 1) {
-            Ok(_) => Ok(()),
-            Err(size::Wrong::Range) => Err(format!(
-                "Value '{value}' is out of range for parameter '{name}'"
-            )),
-            Err(size::Wrong::Syntax) => Err(format!(
-                "Parameter '{name}' expects a non-negative number below 2^64\n\
-                 Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n\
-                 and exabytes, respectively."
-            )),
-        },
+        Kind::Number => number(value).map(|_| ()).map_err(|wrong| match wrong {
+            size::Wrong::Syntax => format!("Parameter '{name}' expects a number"),
+            size::Wrong::Range => {
+                format!("Value '{value}' is too large for parameter '{name}'")
+            }
+        }),
+        Kind::Size => size::parameter(name, value).map(|_| ()),
+    }
+}
+
+fn switch(value: &str) -> Option<bool> {
+    match value {
+        "on" | "yes" | "true" | "y" => Some(true),
+        "off" | "no" | "false" | "n" => Some(false),
+        _ => None,
+    }
+}
+
+/// A number as C reads it: decimal, `0x` hexadecimal or `0` octal, and a minus sign wraps around.
+fn number(text: &str) -> Result<u64, size::Wrong> {
+    let text = text.trim_start();
+    let (negative, digits) = match text.strip_prefix('-') {
+        Some(digits) => (true, digits),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
+    };
+    let hexadecimal = digits
+        .strip_prefix("0x")
+        .or_else(|| digits.strip_prefix("0X"));
+    let (digits, radix) = match hexadecimal {
+        Some(digits) => (digits, 16),
+        None if digits.len() > 1 && digits.starts_with('0') => (digits, 8),
+        None => (digits, 10),
+    };
+    if digits.is_empty() || !digits.chars().all(|digit| digit.is_digit(radix)) {
+        return Err(size::Wrong::Syntax);
+    }
+    let number = u64::from_str_radix(digits, radix).map_err(|_| size::Wrong::Range)?;
+    Ok(if negative {
+        number.wrapping_neg()
+    } else {
+        number
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_as_c_reads_them() {
+        for (text, value) in [
+            ("8", 8),
+            (" 8", 8),
+            ("+8", 8),
+            ("0x10", 16),
+            ("010", 8),
+            ("0", 0),
+            ("-1", u64::MAX),
+        ] {
+            assert_eq!(number(text), Ok(value), "{text}");
+        }
+        for text in ["", "8 ", "0x", "08", "8k", "0b1", "foo", "-", "++1"] {
+            assert_eq!(number(text), Err(size::Wrong::Syntax), "{text}");
+        }
+        assert_eq!(number("99999999999999999999"), Err(size::Wrong::Range));
+    }
+
+    #[test]
+    fn a_name_without_a_value_is_a_switch() {
+        let options =
+            CreateOptions::parse_list("qcow2", "extended_l2,nolazy_refcounts,nonocow").unwrap();
+        assert!(options.is_on("extended_l2"));
+        assert_eq!(options.get("lazy_refcounts"), Some("off"));
+        assert_eq!(options.get("nocow"), Some("off"));
+        // As qemu-img 10.0.2 has it.
+        let error = CreateOptions::parse_list("qcow2", "nocow").unwrap_err();
+        assert_eq!(error, "Invalid parameter 'cow'");
     }
 }

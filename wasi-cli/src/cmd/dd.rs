@@ -3,8 +3,8 @@
 use oxcow::{GuestOffset, Storage};
 
 use super::convert::new_target;
-use super::{Command, Context, check_object};
-use crate::args::{Arg, Args, Spec};
+use super::{Command, Context};
+use crate::args::Spec;
 use crate::console;
 use crate::failure::{Failure, Outcome};
 use crate::file::block_on;
@@ -48,21 +48,15 @@ const SPEC: Spec = &[
 const BUFFER: u64 = 2 << 20;
 
 fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
-    let mut args = Args::new(SPEC, args);
     let mut source = Source::default();
     let mut target_format = "raw".to_owned();
-    let mut operands = Vec::new();
-    while let Some(arg) = args.next()? {
-        match arg {
-            Arg::Option("help", _) => return context.help(),
-            Arg::Option("format", value) => source.format = Some(value),
-            Arg::Option("image-opts", _) => source.image_opts = true,
-            Arg::Option("output-format", value) => target_format = value,
-            Arg::Option("object", value) => check_object(&value)?,
-            Arg::Option(..) => {}
-            Arg::Operand(operand) => operands.push(operand),
+    let operands = context.options(SPEC, args, |name, value| {
+        match name {
+            "output-format" => target_format = value,
+            _ => source.option(name, value)?,
         }
-    }
+        Ok(())
+    })?;
     let (mut input, mut output) = (None, None);
     let (mut block, mut count, mut skip) = (512, None, 0);
     for operand in operands {
@@ -79,7 +73,7 @@ fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
     let (Some(input), Some(output)) = (input, output) else {
         return Err(Failure::new("Must specify both input and output files"));
     };
-    super::check_exclusive(source.image_opts, source.format.as_deref())?;
+    source.check()?;
     let image = source.open(&input)?;
     match target_format.as_str() {
         "raw" => {}

@@ -5,8 +5,8 @@ use oxcow::info::{self, ImageInfo, SnapshotInfo};
 use oxcow::{Image, Layer};
 use serde_json::Value;
 
-use super::{Command, Context, Output, check_exclusive, check_object, one_operand};
-use crate::args::{Arg, Args, Spec};
+use super::{Command, Context, Output};
+use crate::args::Spec;
 use crate::failure::{Failure, Outcome};
 use crate::file::{FileStorage, block_on};
 use crate::open::{Source, could_not_open};
@@ -45,25 +45,18 @@ const SPEC: Spec = &[
 ];
 
 fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
-    let mut args = Args::new(SPEC, args);
     let mut source = Source::default();
     let mut output = Output::Human;
     let mut chain = false;
-    let mut operands = Vec::new();
-    while let Some(arg) = args.next()? {
-        match arg {
-            Arg::Option("help", _) => return context.help(),
-            Arg::Option("format", value) => source.format = Some(value),
-            Arg::Option("image-opts", _) => source.image_opts = true,
-            Arg::Option("backing-chain", _) => chain = true,
-            Arg::Option("output", value) => output = Output::parse(&value)?,
-            Arg::Option("object", value) => check_object(&value)?,
-            Arg::Option(..) => {}
-            Arg::Operand(operand) => operands.push(operand),
+    let operands = context.options(SPEC, args, |name, value| {
+        match name {
+            "output" => output = Output::parse(&value)?,
+            "backing-chain" => chain = true,
+            _ => source.option(name, value)?,
         }
-    }
-    let given = one_operand(operands)?;
-    check_exclusive(source.image_opts, source.format.as_deref())?;
+        Ok(())
+    })?;
+    let given = source.operand(operands)?;
     let infos = collect(&source, given, chain)?;
     match output {
         Output::Human => {
@@ -102,7 +95,8 @@ fn collect(source: &Source, given: String, chain: bool) -> Result<Vec<ImageInfo>
             next = Some((
                 Source {
                     format,
-                    image_opts: false,
+                    force_share: source.force_share,
+                    ..Source::default()
                 },
                 below.clone(),
             ));

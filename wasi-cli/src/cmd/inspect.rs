@@ -2,8 +2,8 @@
 
 use oxcow::inspect::{self, InspectOptions, SafetyReport, Severity, Verdict};
 
-use super::{Command, Context, Output, one_operand};
-use crate::args::{Arg, Args, Spec};
+use super::{Command, Context, Output};
+use crate::args::Spec;
 use crate::failure::{Failure, Outcome};
 use crate::file::{FileStorage, block_on};
 use crate::open::{Source, could_not_open, parse_format};
@@ -27,25 +27,17 @@ pub const COMMAND: Command = Command {
 const SPEC: Spec = &["h/help", "f/format=", "U/force-share", "output="];
 
 fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
-    let mut args = Args::new(SPEC, args);
+    let mut source = Source::default();
     let mut output = Output::Human;
-    let mut format = None;
-    let mut operands = Vec::new();
-    while let Some(arg) = args.next()? {
-        match arg {
-            Arg::Option("help", _) => return context.help(),
-            Arg::Option("format", value) => format = Some(value),
-            Arg::Option("output", value) => output = Output::parse(&value)?,
-            Arg::Option(..) => {}
-            Arg::Operand(operand) => operands.push(operand),
+    let operands = context.options(SPEC, args, |name, value| {
+        match name {
+            "output" => output = Output::parse(&value)?,
+            _ => source.option(name, value)?,
         }
-    }
-    let given = one_operand(operands)?;
-    let name = Source {
-        format,
-        image_opts: false,
-    }
-    .name(&given)?;
+        Ok(())
+    })?;
+    let given = source.operand(operands)?;
+    let name = source.name(&given)?;
     let format = name.format.as_deref().map(parse_format).transpose();
     let options = InspectOptions {
         format: format.map_err(|error| could_not_open(&given, error))?,

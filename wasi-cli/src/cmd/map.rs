@@ -3,8 +3,8 @@
 use oxcow::Image;
 use oxcow::map::{MapEntry, Mapper};
 
-use super::{Command, Context, Output, check_exclusive, check_object, one_operand};
-use crate::args::{Arg, Args, Spec};
+use super::{Command, Context, Output};
+use crate::args::Spec;
 use crate::failure::{Failure, Outcome};
 use crate::file::{FileStorage, block_on};
 use crate::open::Source;
@@ -44,30 +44,19 @@ const SPEC: Spec = &[
 ];
 
 fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
-    let mut args = Args::new(SPEC, args);
     let mut source = Source::default();
     let mut output = Output::Human;
     let (mut start, mut length) = (0, size::MAX);
-    let mut operands = Vec::new();
-    while let Some(arg) = args.next()? {
-        match arg {
-            Arg::Option("help", _) => return context.help(),
-            Arg::Option("format", value) => source.format = Some(value),
-            Arg::Option("image-opts", _) => source.image_opts = true,
-            Arg::Option("start-offset", value) => {
-                start = size::option("start offset", &value, 0, size::MAX)?
-            }
-            Arg::Option("max-length", value) => {
-                length = size::option("max length", &value, 0, size::MAX)?
-            }
-            Arg::Option("output", value) => output = Output::parse(&value)?,
-            Arg::Option("object", value) => check_object(&value)?,
-            Arg::Option(..) => {}
-            Arg::Operand(operand) => operands.push(operand),
+    let operands = context.options(SPEC, args, |name, value| {
+        match name {
+            "start-offset" => start = size::option("start offset", &value, 0, size::MAX)?,
+            "max-length" => length = size::option("max length", &value, 0, size::MAX)?,
+            "output" => output = Output::parse(&value)?,
+            _ => source.option(name, value)?,
         }
-    }
-    let given = one_operand(operands)?;
-    check_exclusive(source.image_opts, source.format.as_deref())?;
+        Ok(())
+    })?;
+    let given = source.operand(operands)?;
     let image = source.open(&given)?;
     match output {
         Output::Human => print_human(&image, start, length)?,

@@ -5,8 +5,8 @@ use oxcow::measure::{self, Measured, Qcow2Target};
 use oxcow::qcow2::RefcountWidth;
 
 use super::create_options::{self, CreateOptions};
-use super::{Command, Context, Output, check_object};
-use crate::args::{Arg, Args, Spec};
+use super::{Command, Context, Output};
+use crate::args::Spec;
 use crate::failure::{Failure, Outcome};
 use crate::file::block_on;
 use crate::open::Source;
@@ -55,31 +55,21 @@ const SPEC: Spec = &[
 ];
 
 fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
-    let mut args = Args::new(SPEC, args);
     let mut source = Source::default();
     let mut output = Output::Human;
     let mut target_format = "raw".to_owned();
     let (mut size, mut snapshot, mut options) = (None, None, None);
-    let mut operands = Vec::new();
-    while let Some(arg) = args.next()? {
-        match arg {
-            Arg::Option("help", _) => return context.help(),
-            Arg::Option("format", value) => source.format = Some(value),
-            Arg::Option("image-opts", _) => source.image_opts = true,
-            Arg::Option("options", value) => create_options::append(&mut options, &value)?,
-            Arg::Option("snapshot", value) => {
-                snapshot = Some(super::convert::Snapshot::parse(&value, context)?)
-            }
-            Arg::Option("target-format", value) => target_format = value,
-            Arg::Option("output", value) => output = Output::parse(&value)?,
-            Arg::Option("object", value) => check_object(&value)?,
-            Arg::Option("size", value) => {
-                size = Some(size::option("image size", &value, 0, size::MAX)?)
-            }
-            Arg::Option(..) => {}
-            Arg::Operand(operand) => operands.push(operand),
+    let mut operands = context.options(SPEC, args, |name, value| {
+        match name {
+            "options" => create_options::append(&mut options, &value)?,
+            "snapshot" => snapshot = Some(super::convert::Snapshot::parse(&value, context)?),
+            "target-format" => target_format = value,
+            "output" => output = Output::parse(&value)?,
+            "size" => size = Some(size::option("image size", &value, 0, size::MAX)?),
+            _ => source.option(name, value)?,
         }
-    }
+        Ok(())
+    })?;
     if operands.len() > 1 {
         return Err(Failure::new("At most one filename argument is allowed."));
     }
@@ -102,7 +92,7 @@ fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
         }
         _ => {}
     }
-    super::check_exclusive(source.image_opts, source.format.as_deref())?;
+    source.check()?;
 
     let image = match &given {
         Some(given) => {

@@ -3,6 +3,7 @@
 mod check;
 mod compare;
 mod convert;
+mod create;
 mod create_options;
 mod dd;
 mod info;
@@ -10,8 +11,10 @@ mod inspect;
 mod io;
 mod map;
 mod measure;
+mod resize;
 mod snapshot;
 
+use crate::args::{Arg, Args, Spec};
 use crate::failure::{Failure, Outcome};
 use crate::{out, outln};
 
@@ -48,7 +51,7 @@ pub const COMMANDS: &[Command] = &[
     not_yet("commit", "Commit image to its backing file"),
     compare::COMMAND,
     convert::COMMAND,
-    not_yet("create", "Create and format new image file"),
+    create::COMMAND,
     dd::COMMAND,
     info::COMMAND,
     inspect::COMMAND,
@@ -56,7 +59,7 @@ pub const COMMANDS: &[Command] = &[
     map::COMMAND,
     measure::COMMAND,
     not_yet("rebase", "Change backing file of the image"),
-    not_yet("resize", "Resize the image to the new size"),
+    resize::COMMAND,
     snapshot::COMMAND,
 ];
 
@@ -76,6 +79,26 @@ const fn not_yet(name: &'static str, about: &'static str) -> Command {
 }
 
 impl Context<'_> {
+    /// Hands each option to `each`, by its long name where it has one, and gives back the operands. Where the
+    /// help is asked for, all is said and done.
+    pub fn options(
+        &self,
+        spec: Spec,
+        args: Vec<String>,
+        mut each: impl FnMut(&'static str, String) -> Result<(), Failure>,
+    ) -> Result<Vec<String>, Failure> {
+        let mut args = Args::new(spec, args);
+        let mut operands = Vec::new();
+        while let Some(arg) = args.next()? {
+            match arg {
+                Arg::Option("help", _) => return Err(Failure::said(self.help()?)),
+                Arg::Option(name, value) => each(name, value)?,
+                Arg::Operand(operand) => operands.push(operand),
+            }
+        }
+        Ok(operands)
+    }
+
     /// Prints the help of the sub-command.
     pub fn help(&self) -> Outcome {
         let Command {
@@ -138,35 +161,5 @@ impl Output {
                 "--output expects 'human' or 'json' not '{other}'"
             ))),
         }
-    }
-}
-
-/// The one operand that most sub-commands take.
-pub fn one_operand(mut operands: Vec<String>) -> Result<String, Failure> {
-    match operands.pop() {
-        Some(operand) if operands.is_empty() => Ok(operand),
-        _ => Err(Failure::usage("Expecting one image file name")),
-    }
-}
-
-/// `--object`: only secrets are known, and nothing uses one yet.
-pub fn check_object(definition: &str) -> Result<(), Failure> {
-    let kind = definition.split(',').next().unwrap_or_default();
-    let kind = kind.strip_prefix("qom-type=").unwrap_or(kind);
-    match kind {
-        "secret" => Ok(()),
-        other => Err(Failure::new(format!(
-            "Parameter 'qom-type' does not accept value '{other}'"
-        ))),
-    }
-}
-
-/// `--image-opts` and `-f` say the same thing.
-pub fn check_exclusive(image_opts: bool, format: Option<&str>) -> Result<(), Failure> {
-    match (image_opts, format) {
-        (true, Some(_)) => Err(Failure::new(
-            "--image-opts and --format are mutually exclusive",
-        )),
-        _ => Ok(()),
     }
 }
