@@ -6,6 +6,8 @@
 //! `tests/safety.rs` looks at the safety report.
 
 pub mod compare;
+pub mod crash;
+pub mod cut;
 pub mod damage;
 pub mod disk;
 pub mod gallery;
@@ -14,9 +16,12 @@ pub mod oracle;
 pub mod oslo;
 pub mod ours;
 pub mod parallel;
+pub mod power;
 pub mod recipe;
 pub mod recipes;
 pub mod report;
 pub mod rng;
 pub mod run;
 pub mod scratch;
+pub mod scripts;
+pub mod strace;

@@ -1,5 +1,6 @@
 //! The program under test: the WASI build under wasmtime, and the native build.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -44,26 +45,41 @@ impl Build {
         }
     }
 
-    fn command(self, program: &str, dir: &Path, also: Option<&Path>, args: &[String]) -> Command {
-        let mut command;
+    /// The command that [`Self::run`] runs.
+    #[must_use]
+    pub fn command(
+        self,
+        program: &str,
+        dir: &Path,
+        also: Option<&Path>,
+        args: &[String],
+    ) -> Command {
+        let words = self.words(program, also);
+        let mut command = run::command(&words[0], dir);
+        command.args(&words[1..]).args(args);
+        command
+    }
+
+    /// The words that start it as `program`, its own arguments left out: for those who start it in another way.
+    #[must_use]
+    pub fn words(self, program: &str, also: Option<&Path>) -> Vec<OsString> {
         match self {
             Self::Wasm => {
-                command = run::command(wasmtime(), dir);
-                command.args(["run", "-W", &format!("max-memory-size={MEMORY_LIMIT}")]);
-                command.args([
+                let memory = format!("max-memory-size={MEMORY_LIMIT}");
+                let mut words: Vec<OsString> = vec![wasmtime().into()];
+                words.extend(["run", "-W", &memory].map(OsString::from));
+                let sandbox = [
                     "--dir", ".", "--env", "PWD", "--env", "TZ", "--argv0", program,
-                ]);
+                ];
+                words.extend(sandbox.map(OsString::from));
                 if let Some(also) = also {
-                    command.arg("--dir").arg(also);
+                    words.extend([OsString::from("--dir"), also.into()]);
                 }
-                command.arg(wasm_module());
+                words.push(wasm_module().into());
+                words
             }
-            Self::Native => {
-                command = run::command(native_binary_called(program), dir);
-            }
+            Self::Native => vec![native_binary_called(program).into()],
         }
-        command.args(args);
-        command
     }
 }
 

@@ -25,13 +25,22 @@ impl Scratch {
     /// A new one; `name` only helps a person who looks.
     #[must_use]
     pub fn new(name: &str) -> Self {
+        Self::inside(&cache().join("scratch"), name)
+    }
+
+    /// A new one inside `root`.
+    ///
+    /// # Panics
+    /// Where that cannot be written.
+    #[must_use]
+    pub fn inside(root: &Path, name: &str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let unique = format!(
             "{name}-{}-{}",
             std::process::id(),
             NEXT.fetch_add(1, Ordering::Relaxed)
         );
-        let path = cache().join("scratch").join(unique);
+        let path = root.join(unique);
         std::fs::create_dir_all(&path).expect("the target folder can be written");
         Self(path)
     }

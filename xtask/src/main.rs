@@ -1,6 +1,7 @@
 //! `cargo xtask …`: the project's own commands. Each does the set-up it needs and says so.
 mod bench;
 mod cli;
+mod crash;
 mod fuzz;
 mod project;
 mod readme;
@@ -45,6 +46,11 @@ const COMMANDS: &[Command] = &[
         name: "fuzz",
         help: "[--seconds N]    run every fuzz target in turn, 60 seconds each unless told",
         run: fuzz::command,
+    },
+    Command {
+        name: "crash",
+        help: "[--scripts N]    cut every script of N operations at every moment; --save docs/crash-run.json keeps the figures",
+        run: crash::command,
     },
     Command {
         name: "setup",

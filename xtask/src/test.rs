@@ -3,7 +3,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
-use crate::project::{Result, cannot_run, cargo, line, npm};
+use crate::project::{Result, cannot_run, cargo, line, npm, root};
 use crate::readme;
 use crate::setup::{self, TestTools};
 use crate::wasm::{self, WASI_TARGET, WEB_TARGET};
@@ -38,6 +38,10 @@ const STEPS: &[Step] = &[
     Step {
         name: "crossing",
         run: crossing,
+    },
+    Step {
+        name: "crash",
+        run: crash,
     },
     Step {
         name: "readme",
@@ -124,7 +128,7 @@ fn chosen(filter: Option<&str>) -> (Vec<&'static Step>, Option<String>) {
     }
     let with_tests = STEPS
         .iter()
-        .filter(|step| ["unit", "crossing"].contains(&step.name));
+        .filter(|step| ["unit", "crossing", "crash"].contains(&step.name));
     (with_tests.collect(), Some(filter.to_owned()))
 }
 
@@ -177,11 +181,43 @@ fn build(_: &mut Run) -> Result<()> {
 fn crossing(run: &mut Run) -> Result<()> {
     let filter = run.test_filter.clone();
     let mut command = cargo();
-    command.args(["test", "-p", "oxcow-tests"]).args(filter);
+    command.args(["test", "-p", "oxcow-tests", "--lib", "--bins"]);
+    command.args(test_targets(|name| !name.starts_with("crash"))?);
+    command.args(filter);
     command.env("OXCOW_WASM", wasm::cli_module()?);
     command.env("OXCOW_NATIVE", wasm::checked_cli()?);
     run.hand_over_tools(&mut command);
     run.command(&mut command)
+}
+
+/// The crash simulator: a step of its own, because it needs neither the module nor the command.
+fn crash(run: &mut Run) -> Result<()> {
+    let filter = run.test_filter.clone();
+    let mut command = cargo();
+    command.args(["test", "-p", "oxcow-tests"]);
+    command.args(test_targets(|name| name.starts_with("crash"))?);
+    // Their figures are a part of the result.
+    command.args(filter).args(["--", "--nocapture"]);
+    run.command(&mut command)
+}
+
+/// The arguments that choose test programs of the package oxcow-tests.
+fn test_targets(chosen: fn(&str) -> bool) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(root().join("tests/tests"))? {
+        let path = entry?.path();
+        // A program is a file, or a folder with a `main.rs`.
+        let is_file = path.extension().is_some_and(|extension| extension == "rs");
+        let stem = path.file_stem().map(|stem| stem.to_string_lossy());
+        if let Some(name) = stem.filter(|name| chosen(name))
+            && (is_file || path.join("main.rs").is_file())
+        {
+            names.push(name.into_owned());
+        }
+    }
+    names.sort();
+    let arguments = names.into_iter().flat_map(|name| ["--test".into(), name]);
+    Ok(arguments.collect())
 }
 
 fn readme_examples(run: &mut Run) -> Result<()> {
@@ -311,7 +347,7 @@ mod tests {
         };
         assert_eq!(names(None).len(), STEPS.len());
         assert_eq!(names(Some("read")), ["readme"]);
-        assert_eq!(names(Some("cluster_bits")), ["unit", "crossing"]);
+        assert_eq!(names(Some("cluster_bits")), ["unit", "crossing", "crash"]);
         assert_eq!(
             chosen(Some("cluster_bits")).1.as_deref(),
             Some("cluster_bits")

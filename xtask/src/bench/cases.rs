@@ -1,108 +1,30 @@
-//! What is measured: pairs of commands that do the same.
-use std::path::{Path, PathBuf};
-use std::process::Command;
+//! What is measured.
+use std::path::Path;
 
-use super::disks;
-use super::measure::{Sample, sample};
+use super::case::{Case, What};
+use super::disks::{self, WRITTEN};
+use super::script::{CLUSTER, Script};
 use crate::project::Result;
 
-/// Where the programs and images are.
-pub struct Tools {
-    pub wasmtime: PathBuf,
-    pub module: PathBuf,
-    pub native: PathBuf,
-    pub folder: PathBuf,
-}
-
-/// Who runs a command.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Who {
-    /// qemu-img or qemu-io.
-    Qemu,
-    /// oxcow under wasmtime.
-    Wasm,
-    /// oxcow built for this machine.
-    Native,
-}
-
-/// A pair of commands: qemu-img's arguments serve both.
-pub struct Case {
-    pub name: &'static str,
-    /// What ARCHITECTURE.md wants of the wasm ratio.
-    pub target: &'static str,
-    pub prepare: fn(&Path) -> Result<()>,
-    /// qemu-io, and `oxcow io`, instead of qemu-img.
-    io: bool,
-    arguments: Vec<String>,
-    /// The operations that one run does, and the same run without them: the difference is what counts.
-    repeated: Option<(usize, Vec<String>)>,
-}
-
-impl Case {
-    /// The command of one run.
-    pub fn command(&self, tools: &Tools, who: Who) -> Command {
-        self.command_with(tools, who, &self.arguments)
-    }
-
-    fn command_with(&self, tools: &Tools, who: Who, arguments: &[String]) -> Command {
-        let mut command = match who {
-            Who::Qemu => Command::new(if self.io { "qemu-io" } else { "qemu-img" }),
-            Who::Native => Command::new(&tools.native),
-            Who::Wasm => {
-                let mut wasmtime = Command::new(&tools.wasmtime);
-                wasmtime.args(["run", "--dir", "."]).arg(&tools.module);
-                wasmtime
-            }
-        };
-        if self.io && who != Who::Qemu {
-            command.arg("io");
-        }
-        command.args(arguments).current_dir(&tools.folder);
-        command
-    }
-
-    /// The cost of one run, or of one operation where the run repeats one.
-    pub fn measure(&self, tools: &Tools, who: Who) -> Result<Sample> {
-        // A converted file of the run before would be cheaper to write again than a new one.
-        let _ = std::fs::remove_file(tools.folder.join("out.raw"));
-        let whole = sample(&mut self.command(tools, who))?;
-        let Some((times, without)) = &self.repeated else {
-            return Ok(whole);
-        };
-        let start_up = sample(&mut self.command_with(tools, who, without))?;
-        let each = |whole: f64, start_up: f64| (whole - start_up).max(0.0) / *times as f64;
-        Ok(Sample {
-            wall: each(whole.wall, start_up.wall),
-            cpu: each(whole.cpu, start_up.cpu),
-            peak_bytes: whole.peak_bytes,
-        })
-    }
-
-    /// Seconds, in words that fit the case.
-    pub fn in_units(&self, seconds: f64) -> String {
-        if self.repeated.is_some() {
-            format!("{:.1} µs", seconds * 1e6)
-        } else {
-            format!("{:.0} ms", seconds * 1e3)
-        }
-    }
-}
-
-fn words(line: &str) -> Vec<String> {
-    line.split_whitespace().map(str::to_owned).collect()
-}
+const HALF: &str = "wall <= 0.5";
+const HALF_AND_TWO_FLUSHES: &str = "wall <= 0.5, 2 flushes for one";
 
 /// Every case.
-pub fn all(_: &Tools) -> Result<Vec<Case>> {
-    let image = |name, target, prepare, line: &str| Case {
-        name,
-        target,
-        prepare,
-        io: false,
-        arguments: words(line),
-        repeated: None,
+pub fn all() -> Vec<Case> {
+    let mut cases = reading();
+    cases.extend(writing());
+    cases.extend(whole_image());
+    cases
+}
+
+/// Cases that leave the images as they are.
+fn reading() -> Vec<Case> {
+    let image = |name, target, prepare, line| Case {
+        fresh: disks::unconverted,
+        ..once(name, target, prepare, line)
     };
-    Ok(vec![
+    let to_raw = "wall <= 1.0, CPU <= 0.8";
+    vec![
         image(
             "convert plain to raw",
             "wall <= 1.0",
@@ -111,55 +33,169 @@ pub fn all(_: &Tools) -> Result<Vec<Case>> {
         ),
         image(
             "convert zlib to raw",
-            "wall <= 1.0, CPU <= 0.8",
+            to_raw,
             disks::real,
             "convert -O raw zlib.qcow2 out.raw",
         ),
         image(
             "convert zstd to raw",
-            "wall <= 1.0, CPU <= 0.8",
+            to_raw,
             disks::real,
             "convert -O raw zstd.qcow2 out.raw",
         ),
-        random_reads("4 KiB random read", disks::full, "full.qcow2", 512 << 20),
+        Case {
+            name: "4 KiB random read".into(),
+            target: HALF,
+            prepare: disks::full,
+            fresh: unchanged,
+            what: What::Repeated(
+                Script {
+                    command: "read",
+                    bytes: 4 << 10,
+                    apart: 4 << 10,
+                    size: disks::FULL_BYTES,
+                    sequential: false,
+                    count: 20_000,
+                    flush_every: None,
+                },
+                "full.qcow2",
+            ),
+        },
         image("info", "", disks::real, "info plain.qcow2"),
         image("check 700 MB", "", disks::real, "check plain.qcow2"),
-        image(
-            "check 1 TiB",
-            "wall <= 0.5",
-            disks::tebibyte,
-            "check tebibyte.qcow2",
-        ),
-    ])
+        image("check 1 TiB", HALF, disks::tebibyte, "check tebibyte.qcow2"),
+    ]
 }
 
-fn random_reads(
-    name: &'static str,
-    prepare: fn(&Path) -> Result<()>,
-    image: &str,
-    size: u64,
-) -> Case {
-    const READS: usize = 20_000;
-    let commands = |count: usize| {
-        // A linear congruential generator (Knuth's constants): the same places for everyone.
-        let mut state = 1u64;
-        let mut arguments: Vec<String> = vec!["-r".into()];
-        for _ in 0..count {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            let offset = (state >> 33) % (size / 4096) * 4096;
-            arguments.extend(["-c".into(), format!("read -q {offset} 4k")]);
-        }
-        arguments.push(image.into());
-        arguments
+/// Cases in which a guest writes. Each run ends with a flush.
+fn writing() -> Vec<Case> {
+    let scattered = |bytes, count| Script {
+        command: "write",
+        bytes,
+        apart: CLUSTER,
+        size: disks::EMPTY_BYTES,
+        sequential: false,
+        count,
+        flush_every: None,
     };
+    let to = |name: &str, target, prepare, fresh, image, script: Script| {
+        let flushes = script.flush_every;
+        let flushes = flushes.map_or(String::new(), |every| format!(", flush after {every}"));
+        Case {
+            name: format!("{name}{flushes}"),
+            target,
+            prepare,
+            fresh,
+            what: What::Repeated(script, image),
+        }
+    };
+    let every_16 = |script| Script {
+        flush_every: Some(16),
+        ..script
+    };
+    let allocating =
+        |name, target, script| to(name, target, nothing, disks::empty, WRITTEN, script);
+    let (small, large) = ("4 KiB allocating write", "64 KiB allocating write");
+    let copying = Script {
+        size: disks::FULL_BYTES,
+        ..scattered(4 << 10, 2000)
+    };
+    let in_place = Script {
+        apart: 4 << 10,
+        size: disks::FULL_BYTES,
+        ..scattered(4 << 10, 4000)
+    };
+    let sequential = Script {
+        apart: 1 << 20,
+        sequential: true,
+        ..scattered(1 << 20, 256)
+    };
+    vec![
+        allocating(small, HALF, scattered(4 << 10, 4000)),
+        allocating(
+            small,
+            HALF_AND_TWO_FLUSHES,
+            every_16(scattered(4 << 10, 2000)),
+        ),
+        allocating(large, "", scattered(CLUSTER, 2000)),
+        allocating(
+            large,
+            "2 flushes for one",
+            every_16(scattered(CLUSTER, 1000)),
+        ),
+        to(
+            "4 KiB copy-on-write",
+            "",
+            disks::full,
+            disks::overlay,
+            WRITTEN,
+            copying,
+        ),
+        to(
+            "4 KiB overwrite",
+            "",
+            disks::full,
+            unchanged,
+            "full.qcow2",
+            in_place,
+        ),
+        allocating("1 MiB sequential write", "", sequential),
+    ]
+}
+
+/// Cases that change an image as a whole.
+fn whole_image() -> Vec<Case> {
+    let image = |name, fresh, line: &str| Case {
+        fresh,
+        ..once(name, "", nothing, &line.replace("IMAGE", WRITTEN))
+    };
+    vec![
+        image(
+            "snapshot create 100 GiB",
+            disks::allocated,
+            "snapshot -c one IMAGE",
+        ),
+        image(
+            "snapshot delete 100 GiB",
+            disks::snapshotted,
+            "snapshot -d one IMAGE",
+        ),
+        image(
+            "resize 100 GiB to 200",
+            disks::allocated,
+            "resize IMAGE 200G",
+        ),
+        image("repair 16,384 leaks", disks::leaky, "check -r leaks IMAGE"),
+        image(
+            "create 100 GiB",
+            disks::absent,
+            "create -f qcow2 IMAGE 100G",
+        ),
+        image(
+            "create 100 GiB, metadata",
+            disks::absent,
+            "create -f qcow2 -o preallocation=metadata IMAGE 100G",
+        ),
+    ]
+}
+
+fn once(name: &str, target: &'static str, prepare: fn(&Path) -> Result<()>, line: &str) -> Case {
+    let words = line.split_whitespace().map(str::to_owned);
     Case {
-        name,
-        target: "wall <= 0.5",
+        name: name.into(),
+        target,
         prepare,
-        io: true,
-        arguments: commands(READS),
-        repeated: Some((READS - 1, commands(1))),
+        fresh: unchanged,
+        what: What::Once(words.collect()),
     }
+}
+
+/// For cases that need no images beforehand.
+fn nothing(folder: &Path) -> Result<()> {
+    Ok(std::fs::create_dir_all(folder)?)
+}
+
+/// For cases after which the image is as it was, or as good.
+fn unchanged(_: &Path) -> Result<()> {
+    Ok(())
 }

@@ -1,5 +1,7 @@
-//! The images that are measured: made once, of this machine's own files.
+//! The images that are measured. Those that are read are made once, of this machine's own files; the one that is
+//! written to is made anew for each run.
 use std::fs;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::process::Command;
 
@@ -7,6 +9,13 @@ use crate::project::{Result, find_program, run_quietly};
 
 /// How much real content the disk gets, in bytes.
 const CONTENT: u64 = 700 << 20;
+
+/// The image that cases write to.
+pub const WRITTEN: &str = "written.qcow2";
+/// The disk of [`full`] and of [`overlay`].
+pub const FULL_BYTES: u64 = 512 << 20;
+/// The disk of [`empty`].
+pub const EMPTY_BYTES: u64 = 8 << 30;
 
 /// A 4 GiB ext4 disk with 700 MB of programs, libraries and documents, as qcow2 plain, zlib and zstd.
 pub fn real(folder: &Path) -> Result<()> {
@@ -58,6 +67,84 @@ pub fn tebibyte(folder: &Path) -> Result<()> {
                 .args(["tebibyte.qcow2", "1T"]),
         )
     })
+}
+
+/// No converted file: one of the run before would be cheaper to write again than a new one.
+pub fn unconverted(folder: &Path) -> Result<()> {
+    remove(folder, "out.raw")
+}
+
+/// Nothing to be written to yet.
+pub fn absent(folder: &Path) -> Result<()> {
+    remove(folder, WRITTEN)?;
+    settle(folder)
+}
+
+/// 8 GiB, nothing allocated.
+pub fn empty(folder: &Path) -> Result<()> {
+    anew(folder, &["create -f qcow2 IMAGE 8G"])
+}
+
+/// Nothing allocated, over [`full`].
+pub fn overlay(folder: &Path) -> Result<()> {
+    anew(folder, &["create -f qcow2 -b full.qcow2 -F qcow2 IMAGE"])
+}
+
+/// 100 GiB, every cluster allocated and none written.
+pub fn allocated(folder: &Path) -> Result<()> {
+    anew(folder, &[ALLOCATED])
+}
+
+/// The same with a snapshot.
+pub fn snapshotted(folder: &Path) -> Result<()> {
+    anew(folder, &[ALLOCATED, "snapshot -c one IMAGE"])
+}
+
+const ALLOCATED: &str = "create -f qcow2 -o preallocation=metadata IMAGE 100G";
+
+/// 2 GiB, every cluster allocated, and half of the L1 table lost: what it pointed to are leaks.
+pub fn leaky(folder: &Path) -> Result<()> {
+    anew(
+        folder,
+        &["create -f qcow2 -o preallocation=metadata IMAGE 2G"],
+    )?;
+    let path = folder.join(WRITTEN);
+    let mut image = fs::File::options().read(true).write(true).open(path)?;
+    let mut header = [0; 48];
+    image.read_exact(&mut header)?;
+    let entries = u32::from_be_bytes(header[36..40].try_into()?);
+    let table = u64::from_be_bytes(header[40..48].try_into()?);
+    let kept = entries / 2;
+    image.seek(SeekFrom::Start(table + u64::from(kept) * 8))?;
+    image.write_all(&vec![0; (entries - kept) as usize * 8])?;
+    Ok(image.sync_all()?)
+}
+
+/// Makes the image that is written to by these commands of qemu-img.
+fn anew(folder: &Path, commands: &[&str]) -> Result<()> {
+    remove(folder, WRITTEN)?;
+    for command in commands {
+        let line = command.replace("IMAGE", WRITTEN);
+        run_quietly(qemu_img(folder).args(line.split_whitespace()))?;
+    }
+    fs::File::open(folder.join(WRITTEN))?.sync_all()?;
+    settle(folder)
+}
+
+fn remove(folder: &Path, name: &str) -> Result<()> {
+    match fs::remove_file(folder.join(name)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Has the file system write down now what was made and removed, so that the next flush, which is measured, need
+/// not; where folders can be flushed.
+fn settle(folder: &Path) -> Result<()> {
+    if cfg!(unix) {
+        fs::File::open(folder)?.sync_all()?;
+    }
+    Ok(())
 }
 
 fn qemu_img(folder: &Path) -> Command {

@@ -39,8 +39,44 @@ pub fn sample(command: &mut Command) -> Result<Sample> {
     })
 }
 
-/// How many system calls a run makes, and how many of them are flushes.
-pub fn system_calls(command: &mut Command, folder: &Path) -> Result<(u64, u64)> {
+/// The system calls of one run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Calls {
+    pub all: u64,
+    /// Requests to read at a place of a file.
+    pub reads: u64,
+    /// Requests to write at a place of a file, or to change what is allocated there.
+    pub writes: u64,
+    /// Requests to make a file durable.
+    pub flushes: u64,
+}
+
+impl Calls {
+    /// Adds up a table of calls and their numbers.
+    fn parse(table: &str) -> Self {
+        let mut calls = Self::default();
+        for line in table.lines() {
+            let Some((name, count)) = line.trim().rsplit_once(' ') else {
+                continue;
+            };
+            let Ok(count) = count.parse::<u64>() else {
+                continue; // A line of the table's frame.
+            };
+            match name.trim() {
+                "total" => continue,
+                "pread64" | "preadv" | "preadv2" => calls.reads += count,
+                "pwrite64" | "pwritev" | "pwritev2" | "fallocate" => calls.writes += count,
+                "fsync" | "fdatasync" | "sync_file_range" => calls.flushes += count,
+                _ => {}
+            }
+            calls.all += count;
+        }
+        calls
+    }
+}
+
+/// Which system calls a run makes.
+pub fn system_calls(command: &mut Command, folder: &Path) -> Result<Calls> {
     let counts = folder.join("strace.txt");
     let mut strace = Command::new("strace");
     strace
@@ -51,19 +87,7 @@ pub fn system_calls(command: &mut Command, folder: &Path) -> Result<(u64, u64)> 
         strace.current_dir(dir);
     }
     sample(&mut strace)?;
-    let text = std::fs::read_to_string(&counts)?;
-    let rows = text.lines().filter_map(|line| {
-        let (name, calls) = line.trim().rsplit_once(' ')?;
-        Some((name.trim().to_owned(), calls.parse::<u64>().ok()?))
-    });
-    let (mut all, mut flushes) = (0, 0);
-    for (name, calls) in rows.filter(|(name, _)| name != "total") {
-        all += calls;
-        if matches!(name.as_str(), "fsync" | "fdatasync" | "sync_file_range") {
-            flushes += calls;
-        }
-    }
-    Ok((all, flushes))
+    Ok(Calls::parse(&std::fs::read_to_string(&counts)?))
 }
 
 /// Least, middle and most of some numbers.
@@ -104,7 +128,28 @@ impl fmt::Display for Spread {
 
 #[cfg(test)]
 mod tests {
-    use super::Spread;
+    use super::{Calls, Spread};
+
+    #[test]
+    fn calls_are_told_apart_and_added_up() {
+        let table = "\
+            syscall               calls\n\
+            ---------------- ----------\n\
+            pread64                  12\n\
+            pwrite64                 40\n\
+            fallocate                 2\n\
+            fdatasync                 3\n\
+            openat                    5\n\
+            ---------------- ----------\n\
+            total                    62\n";
+        let wanted = Calls {
+            all: 62,
+            reads: 12,
+            writes: 42,
+            flushes: 3,
+        };
+        assert_eq!(Calls::parse(table), wanted);
+    }
 
     #[test]
     fn the_median_of_even_and_odd_counts() {

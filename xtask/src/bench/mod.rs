@@ -1,16 +1,18 @@
 //! `cargo xtask bench`: how the command compares with native qemu-img, the two in turn in one run.
 //!
 //! Clocks on shared machines drift, so only ratios of neighbours are worth keeping.
+mod case;
 mod cases;
 mod disks;
 mod measure;
+mod script;
 
 use std::fmt::Write;
 use std::process::{Command, ExitCode};
 
 use crate::project::{Result, find_program, output, root, target_dir};
 use crate::{setup, wasm};
-use cases::{Case, Tools};
+use case::{Case, Counted, Tools, Who};
 use measure::{Sample, Spread};
 
 const DEFAULT_RUNS: usize = 7;
@@ -39,7 +41,7 @@ pub fn command(args: &[String]) -> Result<ExitCode> {
     };
     let mut report = heading(&tools)?;
     print!("{report}");
-    for case in cases::all(&tools)? {
+    for case in cases::all() {
         if !wanted.is_empty() && !wanted.iter().any(|word| case.name.contains(word)) {
             continue;
         }
@@ -60,12 +62,15 @@ fn heading(tools: &Tools) -> Result<String> {
     Ok(format!(
         "# Benchmarks\n\n\
          `cargo xtask bench --save` on {} cores: {}, {}.\n\n\
-         Each figure is oxcow divided by qemu-img, run in turn: median (least to most). Under 1 oxcow is faster or \
-         smaller. `wasm` is the module under wasmtime, `native` the same code built for the machine. Calls are system \
-         calls of one run, with those that are flushes after the slash.\n\n\
-         | what | target | wasm: wall | wasm: CPU | native: wall | native: CPU | qemu-img: wall, CPU | \
-         peak MiB: qemu-img, wasm, native | calls/flushes: qemu-img, wasm |\n\
-         |---|---|---|---|---|---|---|---|---|\n",
+         Each figure is oxcow divided by QEMU (qemu-img, or qemu-io for reads and writes), run in turn: median (least \
+         to most). Under 1 oxcow is faster. `wasm` is the module under wasmtime, `native` the same code built for the \
+         machine. Figures in µs are those of one operation. Reads and writes of a guest are done by one process each; \
+         all end with a flush, and both tools flush where the guest asks for it (`-t writeback`). The last four columns \
+         count the system calls of one run, QEMU's before those of the module: reads and writes at a place of a file \
+         (`fallocate` counts as a write), flushes, and all.\n\n\
+         | what | target | wasm: wall | wasm: CPU | native: wall | native: CPU | QEMU: wall, CPU | \
+         peak MiB: QEMU, wasm, native | reads | writes | flushes | all calls |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|---|\n",
         std::thread::available_parallelism()?,
         qemu.lines().next().unwrap_or_default(),
         wasmtime.trim(),
@@ -78,9 +83,9 @@ fn run(case: &Case, tools: &Tools, runs: usize) -> Result<String> {
     // The first round warms the page cache and the module cache and is not counted.
     for round in 0..=runs {
         let three = [
-            case.measure(tools, cases::Who::Qemu)?,
-            case.measure(tools, cases::Who::Wasm)?,
-            case.measure(tools, cases::Who::Native)?,
+            case.measure(tools, Who::Qemu)?,
+            case.measure(tools, Who::Wasm)?,
+            case.measure(tools, Who::Native)?,
         ];
         if round == 0 {
             continue;
@@ -125,18 +130,27 @@ fn run(case: &Case, tools: &Tools, runs: usize) -> Result<String> {
         peak(&wasm),
         peak(&native)
     )?;
-    let calls = |who| -> Result<String> {
-        if find_program(&["strace"]).is_none() {
-            return Ok("no strace".into());
-        }
-        let (calls, flushes) = measure::system_calls(&mut case.command(tools, who), &tools.folder)?;
-        Ok(format!("{calls}/{flushes}"))
-    };
-    writeln!(
-        row,
-        " {}, {} |",
-        calls(cases::Who::Qemu)?,
-        calls(cases::Who::Wasm)?
-    )?;
+    writeln!(row, " {} |", calls(case, tools)?)?;
     Ok(row)
+}
+
+/// The columns about system calls.
+fn calls(case: &Case, tools: &Tools) -> Result<String> {
+    if find_program(&["strace"]).is_none() {
+        return Ok("no strace | | |".into());
+    }
+    let qemu = case.count(tools, Who::Qemu)?;
+    let wasm = case.count(tools, Who::Wasm)?;
+    let both = |of: fn(&Counted) -> u64| format!("{}, {}", of(&qemu), of(&wasm));
+    let mut flushes = both(|counted| counted.calls.flushes);
+    if let (Some(qemu), Some(wasm)) = (qemu.flushes_each, wasm.flushes_each) {
+        write!(flushes, "; for one of the guest's: {qemu:.2}, {wasm:.2}")?;
+    }
+    let columns = [
+        both(|counted| counted.calls.reads),
+        both(|counted| counted.calls.writes),
+        flushes,
+        both(|counted| counted.calls.all),
+    ];
+    Ok(columns.join(" | "))
 }
