@@ -15,6 +15,9 @@ const AROUND: u64 = 128 << 10;
 /// How many runs of equal bytes are read again after one step.
 const RUNS: usize = 10;
 
+/// What is said of a compressed write over what is allocated.
+pub const REFUSED: &str = "write failed: Input/output error";
+
 /// Steps for qemu-io that wait to be done by one process.
 pub struct Judge {
     /// The folder of the image: the name of a data file inside it is relative to the working folder.
@@ -95,6 +98,20 @@ impl Judge {
         Ok(())
     }
 
+    /// Tries a step that may be impossible, after all that waits.
+    ///
+    /// # Errors
+    /// In words, where the tools refuse it.
+    pub fn attempt(&mut self, op: &Op) -> Result<(), String> {
+        self.finish()?;
+        let args = op.img(IMAGE);
+        if !args.is_empty() {
+            return expect(&args, &self.img(&args));
+        }
+        self.waiting = op.io();
+        self.finish()
+    }
+
     /// Does what waits.
     ///
     /// # Errors
@@ -111,13 +128,12 @@ impl Judge {
             .chain(["-t", "writeback", IMAGE].map(str::to_owned))
             .collect();
         let outcome = oracle::run(Tool::Io, &self.dir, &args);
-        let refused = "write failed: Input/output error";
         let said: Vec<&str> = outcome
             .stdout
             .lines()
             .chain(outcome.stderr.lines())
             .collect();
-        let refusals = said.iter().filter(|&&line| line == refused).count();
+        let refusals = said.iter().filter(|&&line| line == REFUSED).count();
         let doubtful = std::mem::take(&mut self.doubtful);
         if said.len() == refusals && refusals <= doubtful && outcome.code <= 1 {
             return Ok(());

@@ -8,7 +8,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::rc::Rc;
 
-use oxcow::{MemoryStorage, RepairMode, Storage};
+use oxcow::{MemoryStorage, RepairMode, RepairReport, Storage};
 use oxcow_tests::rng::Rng;
 
 use crate::Case;
@@ -101,7 +101,10 @@ pub fn run(case: &Case, mode: RepairMode, rng: &mut Rng) -> Result<usize, String
                 continue;
             }
             let wrong = memory::check(&cut)?;
-            if wrong > wrong_before {
+            // Where a refcount block is noise it may count clusters past the end of the file too, which show
+            // when the file grows by what is built aside.
+            let grown = cut.len().saturating_sub(case.bytes.len()).div_ceil(512) as u64;
+            if wrong > wrong_before + grown {
                 return Err(format!(
                     "a cut makes {wrong} corruptions out of {wrong_before}"
                 ));
@@ -110,7 +113,9 @@ pub fn run(case: &Case, mode: RepairMode, rng: &mut Rng) -> Result<usize, String
                 return Err("a cut changes what can be read".into());
             }
             let again = repair_bytes(cut, mode, 64 << 20).map_err(failed)?;
-            if again.report.found != done.report.found || content(&again.bytes)? != before {
+            let left =
+                |report: &RepairReport| (report.found.corruptions, report.found.check_errors);
+            if left(&again.report) != left(&done.report) || content(&again.bytes)? != before {
                 return Err(format!("repaired after a cut: {:?}", again.report));
             }
             if mode == RepairMode::All && memory::check(&again.bytes)? != 0 {
