@@ -28,6 +28,8 @@ pub mod compare;
 pub mod convert;
 pub mod create;
 pub mod error;
+pub mod fleece;
+pub mod hydrate;
 pub mod image;
 pub mod info;
 pub mod inspect;
@@ -40,6 +42,7 @@ pub mod raw;
 pub mod repair;
 pub mod storage;
 pub mod units;
+pub mod view;
 
 pub use chain::{DenyAll, File, Resolver, Wanted};
 pub use check::{CheckOptions, CheckReport};

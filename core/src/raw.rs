@@ -48,19 +48,29 @@ impl<S: Storage> Raw<S> {
         self.file_len().next_multiple_of(SECTOR)
     }
 
-    /// What the bytes from `offset` (inside the disk) on are: the file's, then zeros to the sector's end.
-    pub(crate) fn run_at(&self, offset: GuestOffset) -> Run {
+    /// What the bytes from `offset` (inside the disk) on are, at most `max` of them: the file's, then zeros
+    /// to the sector's end.
+    pub(crate) async fn run_at(&self, offset: GuestOffset, max: u64) -> Result<Run> {
         let host = HostOffset(offset.0);
-        match self.file_len().checked_sub(offset.0) {
-            Some(length) if length > 0 => Run {
-                length,
-                kind: RunKind::Data(host),
+        let left = match self.file_len().checked_sub(offset.0) {
+            Some(left) if left > 0 => left.min(max),
+            _ => {
+                return Ok(Run {
+                    length: (self.virtual_size() - offset.0).min(max),
+                    kind: RunKind::Zero(Some(host)),
+                });
+            }
+        };
+        let stretch = self.file.storage.stretch_at(offset.0, left).await;
+        let stretch = stretch
+            .map_err(|error| Error::io("Could not tell data from holes", offset.0, error))?;
+        Ok(Run {
+            length: stretch.length.clamp(1, left),
+            kind: match stretch.zero {
+                true => RunKind::Zero(Some(host)),
+                false => RunKind::Data(host),
             },
-            _ => Run {
-                length: self.virtual_size() - offset.0,
-                kind: RunKind::Zero(Some(host)),
-            },
-        }
+        })
     }
 
     /// Writes guest bytes, which grows the file where its last sector was incomplete.

@@ -2,8 +2,10 @@
 
 use std::io;
 
+mod sparse;
 mod windowed;
 
+pub use sparse::SparseMemory;
 pub use windowed::{WindowOptions, WindowedStorage};
 
 /// A resizable array of bytes that holds an image: a file, a browser's file handle, an HTTP resource.
@@ -26,7 +28,8 @@ pub use windowed::{WindowOptions, WindowedStorage};
 ///
 /// Methods take `&self` and may be called again before an earlier call has finished; a storage that
 /// gains by that says so in [`queue_depth`](Self::queue_depth). Futures need not be `Send`. Dropping a
-/// future may leave a write done, not done, or done in part.
+/// future may leave a write done, not done, or done in part; what of it is still to come has come when a
+/// flush that is called later returns.
 #[allow(async_fn_in_trait)] // Single-threaded by design: no `Send` bound is wanted on these futures.
 #[allow(clippy::len_without_is_empty)] // Nobody asks whether a disk is empty.
 pub trait Storage {
@@ -49,6 +52,56 @@ pub trait Storage {
     /// How many reads are worth having in flight at once; 1 where each one completes at once.
     fn queue_depth(&self) -> usize {
         1
+    }
+
+    /// What is known of the bytes from `offset` on without reading them, for at least 1 and at most `max`
+    /// bytes. A storage that knows of no holes need not say anything.
+    async fn stretch_at(&self, offset: u64, max: u64) -> io::Result<Stretch> {
+        let _ = offset;
+        Ok(Stretch {
+            length: max,
+            zero: false,
+        })
+    }
+}
+
+/// A run of bytes of a storage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stretch {
+    /// How many bytes.
+    pub length: u64,
+    /// Whether they are known to be zeros.
+    pub zero: bool,
+}
+
+/// A storage that somebody else owns.
+impl<S: Storage + ?Sized> Storage for &S {
+    async fn len(&self) -> io::Result<u64> {
+        (**self).len().await
+    }
+
+    async fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        (**self).read_at(offset, buf).await
+    }
+
+    async fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        (**self).write_at(offset, data).await
+    }
+
+    async fn set_len(&self, len: u64) -> io::Result<()> {
+        (**self).set_len(len).await
+    }
+
+    async fn flush(&self) -> io::Result<()> {
+        (**self).flush().await
+    }
+
+    fn queue_depth(&self) -> usize {
+        (**self).queue_depth()
+    }
+
+    async fn stretch_at(&self, offset: u64, max: u64) -> io::Result<Stretch> {
+        (**self).stretch_at(offset, max).await
     }
 }
 

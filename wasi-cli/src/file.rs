@@ -53,7 +53,14 @@ pub struct Identity {
 impl FileStorage {
     /// Opens an existing file, for writing too if asked.
     pub fn open(path: &str, writable: bool) -> io::Result<Self> {
-        open_by_any_name(path, OpenOptions::new().read(true).write(writable))
+        let open = |writable| open_by_any_name(path, OpenOptions::new().read(true).write(writable));
+        match open(writable) {
+            // A sandbox may have no other word for a file system that takes no writes.
+            Err(error) if writable && is_unspecific(&error) && open(false).is_ok() => Err(
+                io::Error::new(io::ErrorKind::ReadOnlyFilesystem, "Read-only file system"),
+            ),
+            other => other,
+        }
     }
 
     /// Creates a file, or opens the one that is there without touching its content yet. A new file's name is
@@ -168,8 +175,13 @@ fn by_any_name<T>(path: &str, act: impl Fn(&str) -> io::Result<T>) -> io::Result
             io::ErrorKind::PermissionDenied,
             "Not inside a folder that was given to the sandbox",
         ),
-        false => error,
+        false => known_words(error),
     })
+}
+
+/// Whether an error of WASI's says no more than that there is one.
+fn is_unspecific(error: &io::Error) -> bool {
+    cfg!(target_os = "wasi") && error.to_string() == UNSPECIFIC
 }
 
 /// Makes the name of a new file durable, where folders can be opened; nothing can be done where they cannot.
@@ -183,12 +195,15 @@ fn sync_folder_of(path: &str) {
     }
 }
 
+/// What an error is called of which nothing else is known.
+const UNSPECIFIC: &str = "Input/output error";
+
 /// The words that qemu-img's users know, for the errors that WASI's library words otherwise.
 fn known_words(error: io::Error) -> io::Error {
     let words = match error.raw_os_error() {
         Some(code) if cfg!(target_os = "wasi") => match code {
             19 => "Disk quota exceeded",
-            29 => "Input/output error",
+            29 => UNSPECIFIC,
             58 => "Operation not supported",
             _ => return error,
         },

@@ -1,6 +1,7 @@
 //! The `oxcow` command: qemu-img's command line over WASI file I/O, or natively.
 
 mod args;
+mod clock;
 mod cmd;
 mod console;
 mod date;

@@ -2,6 +2,7 @@
  * What kind of failure it was:
  *
  * - `io`: a source could not be read; the image itself may be fine.
+ * - `changed`: the source is no longer what was opened; nothing of what it is now has been read.
  * - `not-this-format`: the bytes are not of the format they were opened as.
  * - `unsupported`: a valid image asks for something that this version does not do.
  * - `corrupt`: the image contradicts its specification.
@@ -14,6 +15,7 @@
  */
 export type ErrorCode =
   | 'io'
+  | 'changed'
   | 'not-this-format'
   | 'unsupported'
   | 'corrupt'

@@ -16,6 +16,7 @@ import { RemoteEngine } from './remote.js';
 import type { Engine } from './types.js';
 
 export { OxcowError, type ErrorCode, type Place } from './errors.js';
+export { httpSource } from './http/source.js';
 export type { ModuleSource } from './local.js';
 export * from './types.js';
 

@@ -45,11 +45,26 @@ async function run<T>(work: () => T | Promise<T>): Promise<T> {
   }
 }
 
-function controlOf(options: LongOptions): wasm.EngineControl {
-  return {
-    cancelled: () => options.signal?.aborted ?? false,
-    progress: (done, total) => options.onProgress?.(done, total),
-  };
+/** Runs one call of the engine that its caller may follow and stop. */
+async function controlled<T>(options: LongOptions, work: (control: wasm.EngineControl) => T | Promise<T>): Promise<T> {
+  const { signal, onProgress } = options;
+  if (signal?.aborted) throw cancelled(signal);
+  let stop: (() => void) | undefined;
+  const stopped = signal && new Promise<void>((resolve) => (stop = resolve));
+  if (stop) signal?.addEventListener('abort', stop);
+  try {
+    return await run(() =>
+      work({
+        cancelled: () => signal?.aborted ?? false,
+        stopped,
+        progress: (done, total) => onProgress?.(done, total),
+      }),
+    );
+  } finally {
+    // The engine's interest in the promise ends, too: what never settles is never freed.
+    if (stop) signal?.removeEventListener('abort', stop);
+    stop?.();
+  }
 }
 
 /** An engine whose wasm module {@link loadEngine} has loaded. */
@@ -58,31 +73,30 @@ export class LocalEngine implements Engine {
 
   async open(source: Source, options: OpenOptions = {}): Promise<LocalImage> {
     const traffic: Traffic = { bytes: 0, reads: 0 };
+    const { signal } = options;
     const resolve: wasm.EngineResolve = async (wanted) => {
-      if (options.signal?.aborted) throw cancelled(options.signal);
+      if (signal?.aborted) throw cancelled(signal);
       const found = await options.resolve?.(wanted);
-      return found && toEngineSource(found, traffic, nameOf(found) ?? wanted.name);
+      return found && toEngineSource(found, traffic, { name: nameOf(found) ?? wanted.name, signal });
     };
-    const engine = await run(() =>
-      wasm.EngineImage.open(
-        toEngineSource(source, traffic, options.name),
-        {
-          format: options.format,
-          ignoreBacking: options.backing === 'ignore',
-          ignoreDataFile: options.dataFile === 'ignore',
-          cacheBytes: options.cacheBytes,
-        },
-        resolve,
-      ),
+    const engineOptions = {
+      format: options.format,
+      ignoreBacking: options.backing === 'ignore',
+      ignoreDataFile: options.dataFile === 'ignore',
+      cacheBytes: options.cacheBytes,
+    };
+    const engineSource = await toEngineSource(source, traffic, { name: options.name, signal });
+    const engine = await controlled(signal ? { signal } : {}, (control) =>
+      wasm.EngineImage.open(engineSource, engineOptions, resolve, control),
     );
     const image = new LocalImage(engine, traffic, () => this.#images.delete(image));
     this.#images.add(image);
     return image;
   }
 
-  async inspect(source: Source, options: { name?: string } = {}): Promise<SafetyReport> {
-    const engineSource = toEngineSource(source, { bytes: 0, reads: 0 }, options.name);
-    return (await run(() => wasm.inspect(engineSource))) as SafetyReport;
+  async inspect(source: Source, options: { name?: string; signal?: AbortSignal } = {}): Promise<SafetyReport> {
+    const engineSource = await toEngineSource(source, { bytes: 0, reads: 0 }, options);
+    return (await controlled(options, (control) => wasm.inspect(engineSource, control))) as SafetyReport;
   }
 
   async close(): Promise<void> {
@@ -117,9 +131,12 @@ export class LocalImage implements DiskImage {
     return this.#engine;
   }
 
-  async #run<T>(work: (engine: wasm.EngineImage) => T | Promise<T>): Promise<T> {
+  async #run<T>(
+    work: (engine: wasm.EngineImage, control: wasm.EngineControl) => T | Promise<T>,
+    options: LongOptions = {},
+  ): Promise<T> {
     const engine = this.#open;
-    const running = run(() => work(engine));
+    const running = controlled(options, (control) => work(engine, control));
     this.#running.add(running);
     try {
       return await running;
@@ -149,10 +166,10 @@ export class LocalImage implements DiskImage {
   }
 
   map(options: MapOptions = {}): Promise<MapPage> {
-    return this.#run((engine) => {
+    return this.#run((engine, control) => {
       const { start, length } = toRange(options, this.virtualSize);
-      return engine.map(start, length, options.limit ?? 1000, controlOf(options));
-    }) as Promise<MapPage>;
+      return engine.map(start, length, options.limit ?? 1000, control);
+    }, options) as Promise<MapPage>;
   }
 
   extents(options?: MapOptions) {
@@ -160,27 +177,26 @@ export class LocalImage implements DiskImage {
   }
 
   overview(options: OverviewOptions): Promise<Overview> {
-    return this.#run(async (engine) => {
+    return this.#run(async (engine, control) => {
       const { cells } = options;
       if (!Number.isInteger(cells) || cells < 1 || cells > 1 << 20) {
         throw new OxcowError('out-of-range', `cells must be 1 to ${1 << 20}, not ${cells}`);
       }
       const { start, length } = toRange(options, this.virtualSize);
-      const { shares, totals } = await engine.overview(start, length, cells, controlOf(options));
+      const { shares, totals } = await engine.overview(start, length, cells, control);
       return { start: toSize(start), length: toSize(length), cells, shares, totals };
-    });
+    }, options);
   }
 
   check(options: LongOptions = {}): Promise<CheckReport> {
-    return this.#run((engine) => engine.check(controlOf(options))) as Promise<CheckReport>;
+    return this.#run((engine, control) => engine.check(control), options) as Promise<CheckReport>;
   }
 
   read(offset: Size, length: number, options: { signal?: AbortSignal } = {}): Promise<Uint8Array> {
-    return this.#run((engine) => {
-      if (options.signal?.aborted) throw cancelled(options.signal);
+    return this.#run((engine, control) => {
       toRange({ start: offset, length }, this.virtualSize);
-      return engine.read(toBigInt(offset, 'offset'), length);
-    });
+      return engine.read(toBigInt(offset, 'offset'), length, control);
+    }, options);
   }
 
   stream(options?: StreamOptions): ReadableStream<Uint8Array> {

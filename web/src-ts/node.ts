@@ -15,6 +15,7 @@ import { loadEngine, LocalEngine, type ModuleSource } from './local.js';
 import type { CustomSource, Engine } from './types.js';
 
 export { OxcowError, type ErrorCode, type Place } from './errors.js';
+export { httpSource } from './http/source.js';
 export type { ModuleSource } from './local.js';
 export * from './types.js';
 

@@ -1,9 +1,10 @@
 // The engine in a worker, as the main thread sees it.
 
-import { Channel, moved } from './channel.js';
+import { Channel, moved, type Call } from './channel.js';
 import { OxcowError } from './errors.js';
+import { absolute, httpSource } from './http/source.js';
 import type { ModuleSource } from './local.js';
-import { isCustomSource } from './source.js';
+import { asUrlSource, isCustomSource } from './source.js';
 import { extentsOf, streamOf } from './stream.js';
 import type {
   Bitmap,
@@ -45,15 +46,15 @@ export class RemoteEngine implements Engine {
   private constructor(worker: Worker) {
     this.#worker = worker;
     this.#channel = new Channel(worker, {
-      read: async (args: { remote: number; offset: number; length: number }) => {
+      read: async (args: { remote: number; offset: number; length: number }, call: Call) => {
         const source = this.#sources.get(args.remote);
         if (!source) throw new OxcowError('closed', 'The source is closed');
         // Copied before it is moved: the bytes may be the caller's own buffer.
-        return moved((await source.read(args.offset, args.length)).slice());
+        return moved((await source.read(args.offset, args.length, call)).slice());
       },
-      resolve: async (args: { resolve: number; wanted: WantedFile }) => {
+      resolve: async (args: { resolve: number; wanted: WantedFile }, call: Call) => {
         const found = await this.#resolvers.get(args.resolve)?.(args.wanted);
-        return found && this.#send(found);
+        return found && this.#send(found, call.signal);
       },
     });
     worker.addEventListener('error', (event) => {
@@ -84,7 +85,7 @@ export class RemoteEngine implements Engine {
       this.#resolvers.set(resolver, resolve);
     }
     try {
-      const args = { source: this.#send(source), options: sent, resolve: resolver };
+      const args = { source: await this.#send(source, signal), options: sent, resolve: resolver };
       const opened = (await this.#channel.call('open', args, { signal })) as { image: number; state: State };
       return new RemoteImage(this.#channel, opened.image, opened.state);
     } finally {
@@ -94,7 +95,8 @@ export class RemoteEngine implements Engine {
 
   async inspect(source: Source, options: { name?: string; signal?: AbortSignal } = {}): Promise<SafetyReport> {
     const { signal, ...sent } = options;
-    return (await this.#channel.call('inspect', { source: this.#send(source), ...sent }, { signal })) as SafetyReport;
+    const args = { source: await this.#send(source, signal), ...sent };
+    return (await this.#channel.call('inspect', args, { signal })) as SafetyReport;
   }
 
   async close(): Promise<void> {
@@ -107,11 +109,23 @@ export class RemoteEngine implements Engine {
     await this.close();
   }
 
-  #send(source: Source): SentSource {
+  /** The form in which `source` crosses to the worker; `signal` stops what has to be opened on this side. */
+  async #send(source: Source, signal?: AbortSignal): Promise<SentSource> {
+    const remote = asUrlSource(source);
+    if (remote) {
+      const { fetch, url, headers, ...options } = remote;
+      if (!fetch) {
+        // What is relative is so to the page. The worker asks by itself: the bytes need not cross.
+        return { ...options, url: absolute(url).href, ...(headers && { headers: [...new Headers(headers)] }) };
+      }
+      source = await httpSource(url, { ...remote, ...(signal && { signal }) });
+    }
     if (!isCustomSource(source)) return source;
-    const remote = this.#next++;
-    this.#sources.set(remote, source);
-    return { remote, size: source.size, ...(source.name !== undefined && { name: source.name }) };
+    const { size, name, windowed } = source;
+    const id = this.#next++;
+    this.#sources.set(id, source);
+    // Between threads every call is dear.
+    return { remote: id, size, windowed: windowed || true, ...(name !== undefined && { name }) };
   }
 }
 

@@ -11,18 +11,71 @@ export interface CustomSource {
   readonly size: number;
   /**
    * Gives `length` bytes from byte `offset` on: fewer only where the source ends. May answer at once or by
-   * a promise; several reads may be under way at once.
+   * a promise; several reads may be under way at once. `signal` aborts when nobody waits for the bytes any more.
    */
-  read(offset: number, length: number): Uint8Array | Promise<Uint8Array>;
+  read(offset: number, length: number, options: { readonly signal: AbortSignal }): Uint8Array | Promise<Uint8Array>;
   /**
-   * `true`: every call is dear, so read large aligned windows and keep some (the default where answers come
-   * by messages between threads); `false`: calls cost little.
+   * `true` or options: every call is dear, so read large aligned windows and keep some (the default where answers
+   * come by messages between threads); `false`: calls cost little.
    */
-  readonly windowed?: boolean;
+  readonly windowed?: boolean | WindowOptions;
+}
+
+/** How a source whose every call is dear is read, and how much of it is kept; all sizes in bytes. */
+export interface WindowOptions {
+  /** The least that is read at once; rounded up to a power of two. Default: 128 KiB. */
+  windowBytes?: number;
+  /** The most that one read asks for, when reads follow each other. Default: 4 MiB. */
+  longestBytes?: number;
+  /** How much may be kept. Default: 32 MiB. */
+  cacheBytes?: number;
+  /** How many reads are under way at once, at most. Default: 8. */
+  parallel?: number;
+}
+
+/** How a file on an HTTP server is read. */
+export interface HttpOptions {
+  /** Sent with every request. */
+  headers?: HeadersInit;
+  /** Whether cookies go along, as for `fetch`. */
+  credentials?: RequestCredentials;
+  /** Used instead of the global `fetch`; always called in the thread that gives it. */
+  fetch?: typeof fetch;
+  /**
+   * How much of the file may be kept, in bytes; a file that is not longer is taken as a whole from a server
+   * without range requests. Default: 32 MiB.
+   */
+  cacheBytes?: number;
+  /** The least that is asked for at once, in bytes; rounded up to a power of two. Default: 128 KiB. */
+  windowBytes?: number;
+  /** The most requests under way at once. Default: 6, which is what browsers do over HTTP/1.1. */
+  parallel?: number;
+  /** How often a request that failed is tried again. Default: 5. */
+  retries?: number;
+  /** How long the first retry waits, in milliseconds; each later one twice as long, up to 10 s. Default: 200. */
+  retryDelay?: number;
+  /** After how many milliseconds without a byte a request has failed. Default: 20 000. */
+  timeout?: number;
+}
+
+/** A file on an HTTP server: `http:` or `https:`, seen from this page where it is relative. */
+export interface UrlSource extends HttpOptions {
+  readonly url: string | URL;
+  /** Shown in messages, and the base of relative names inside the image. Default: the URL up to its path. */
+  readonly name?: string;
+}
+
+/** A file on an HTTP server that has been opened: its length and version are known. */
+export interface HttpSource extends CustomSource {
+  readonly name: string;
+  /** What the server says of the version that was opened, where it does. */
+  readonly etag: string | undefined;
+  readonly lastModified: string | undefined;
+  read(offset: number, length: number, options?: { readonly signal?: AbortSignal }): Promise<Uint8Array>;
 }
 
 /** What an image can be read from. */
-export type Source = Blob | Uint8Array | ArrayBuffer | CustomSource;
+export type Source = Blob | Uint8Array | ArrayBuffer | URL | UrlSource | CustomSource;
 
 /** A file that an image names, and that the caller may supply. */
 export interface WantedFile {

@@ -3,10 +3,10 @@
 import { Channel, moved, type Call, type Port } from './channel.js';
 import { OxcowError } from './errors.js';
 import { loadEngine, LocalEngine, type LocalImage, type ModuleSource } from './local.js';
-import type { MapOptions, OpenOptions, OverviewOptions, Size, Source, WantedFile } from './types.js';
+import type { MapOptions, OpenOptions, OverviewOptions, Size, Source, WantedFile, WindowOptions } from './types.js';
 
 /** A source as it crosses to the worker: as it is, or as the number under which the other side reads it. */
-export type SentSource = Source | { remote: number; name?: string; size: number };
+export type SentSource = Source | { remote: number; name?: string; size: number; windowed: true | WindowOptions };
 
 const engine = new LocalEngine();
 const images = new Map<number, LocalImage>();
@@ -19,13 +19,14 @@ function imageOf(id: number): LocalImage {
 }
 
 function received(source: SentSource): Source {
-  if (!('remote' in source)) return source;
-  const { remote, size, name } = source;
+  if (typeof source !== 'object' || !('remote' in source)) return source;
+  const { remote, size, name, windowed } = source;
   return {
     ...(name !== undefined && { name }),
     size,
-    windowed: true,
-    read: (offset, length) => channel.call('read', { remote, offset, length }) as Promise<Uint8Array>,
+    windowed,
+    read: (offset, length, { signal }) =>
+      channel.call('read', { remote, offset, length }, { signal }) as Promise<Uint8Array>,
   };
 }
 
@@ -44,7 +45,7 @@ const channel = new Channel(self as unknown as Port, {
       signal: call.signal,
       resolve: async (wanted: WantedFile) => {
         if (args.resolve === undefined) return undefined;
-        const found = await channel.call('resolve', { resolve: args.resolve, wanted });
+        const found = await channel.call('resolve', { resolve: args.resolve, wanted }, { signal: call.signal });
         return found === undefined ? undefined : received(found as SentSource);
       },
     });
@@ -53,8 +54,8 @@ const channel = new Channel(self as unknown as Port, {
     return { image: id, state: stateOf(image) };
   },
 
-  inspect: (args: { source: SentSource; name?: string }) =>
-    engine.inspect(received(args.source), args.name === undefined ? {} : { name: args.name }),
+  inspect: (args: { source: SentSource; name?: string }, call: Call) =>
+    engine.inspect(received(args.source), { signal: call.signal, ...(args.name !== undefined && { name: args.name }) }),
 
   info: (args: Sent<object>) => imageOf(args.image).info(),
   snapshots: (args: Sent<object>) => imageOf(args.image).snapshots(),

@@ -1,5 +1,7 @@
 //! Errors as the plain objects that the package makes its `OxcowError` of.
 
+use std::fmt;
+
 use js_sys::{Object, Reflect};
 use oxcow::Error;
 use wasm_bindgen::{JsCast, JsValue};
@@ -29,7 +31,11 @@ pub fn to_record(error: &Error) -> JsValue {
 
 fn code(error: &Error) -> &'static str {
     match error {
-        Error::Io { .. } => "io",
+        Error::Io { source, .. } => source
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<SourceFailure>())
+            .and_then(SourceFailure::code)
+            .unwrap_or("io"),
         Error::NotThisFormat(_) => "not-this-format",
         Error::Unsupported(_) => "unsupported",
         Error::Corrupt { .. } => "corrupt",
@@ -41,8 +47,39 @@ fn code(error: &Error) -> &'static str {
     }
 }
 
+/// What a source threw.
+#[derive(Debug)]
+pub struct SourceFailure {
+    code: Option<&'static str>,
+    message: String,
+}
+
+impl SourceFailure {
+    pub fn of(thrown: &JsValue) -> Self {
+        let code = Reflect::get(thrown, &"code".into()).unwrap_or_default();
+        let own = ["io", "changed", "cancelled", "closed"];
+        Self {
+            code: own.into_iter().find(|own| code == **own),
+            message: message_of(thrown),
+        }
+    }
+
+    /// The code of an error of the package's own.
+    pub fn code(&self) -> Option<&'static str> {
+        self.code
+    }
+}
+
+impl fmt::Display for SourceFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for SourceFailure {}
+
 /// The words of whatever JavaScript threw.
-pub fn message_of(thrown: &JsValue) -> String {
+fn message_of(thrown: &JsValue) -> String {
     match thrown.dyn_ref::<js_sys::Error>() {
         Some(error) => error.message().into(),
         None => thrown

@@ -7,11 +7,13 @@ use js_sys::{Function, Uint8Array};
 use oxcow::info::{FormatSpecific, SnapshotInfo, info};
 use oxcow::map::{MapEntry, Mapper};
 use oxcow::{
-    Backing, CheckReport, Error, File, Format, GuestOffset, Image, OpenOptions, Result, check,
+    Backing, CheckReport, Error, File, Format, GuestOffset, Image, OpenOptions, Result, Storage,
+    check,
 };
 use serde::Serialize;
 use wasm_bindgen::prelude::*;
 
+use crate::ahead::Ahead;
 use crate::control::Control;
 use crate::error::to_record;
 use crate::overview::overview;
@@ -111,6 +113,7 @@ impl EngineImage {
         source: JsSource,
         options: JsOpenOptions,
         resolve: Function,
+        control: Control,
     ) -> JsResult<EngineImage> {
         let defaults = OpenOptions::default();
         let format = options
@@ -137,7 +140,8 @@ impl EngineImage {
             storage: WebStorage::new(source),
         };
         let resolver = JsResolver::new(resolve);
-        let image = Image::open(clone(&file), &options, &resolver)
+        let image = control
+            .run(Image::open(clone(&file), &options, &resolver))
             .await
             .map_err(|error| to_record(&error))?;
         let view = RefCell::new(Rc::new(View {
@@ -154,6 +158,11 @@ impl EngineImage {
 
     fn view(&self) -> Rc<View> {
         Rc::clone(&self.view.borrow())
+    }
+
+    /// How many reads of the image's file are worth having in flight.
+    fn at_once(&self) -> usize {
+        self.file.storage.queue_depth()
     }
 
     /// The size of the disk in bytes.
@@ -225,7 +234,13 @@ impl EngineImage {
     ) -> JsResult<JsValue> {
         let view = self.view();
         let page = control
-            .run(map_page(&view.image, start, length, limit as usize))
+            .run(map_page(
+                &view.image,
+                start,
+                length,
+                limit as usize,
+                self.at_once(),
+            ))
             .await;
         Ok(to_js(&page.map_err(|error| to_record(&error))?)?)
     }
@@ -241,7 +256,7 @@ impl EngineImage {
     ) -> JsResult<JsValue> {
         let view = self.view();
         let progress = |done, total| control.progress(done as f64, total as f64);
-        let walk = overview(&view.image, start, length, cells, progress);
+        let walk = overview(&view.image, start, length, cells, self.at_once(), progress);
         let overview = control.run(walk).await.map_err(|error| to_record(&error))?;
         let found = js_sys::Object::new();
         let shares = Uint8Array::from(overview.shares().as_slice());
@@ -279,11 +294,11 @@ impl EngineImage {
     }
 
     /// The `length` bytes of the disk from `offset` on.
-    pub async fn read(&self, offset: u64, length: u32) -> JsResult<Uint8Array> {
+    pub async fn read(&self, offset: u64, length: u32, control: Control) -> JsResult<Uint8Array> {
         let view = self.view();
         let mut bytes = vec![0; length as usize];
-        view.image
-            .read_at(GuestOffset(offset), &mut bytes)
+        control
+            .run(view.image.read_at(GuestOffset(offset), &mut bytes))
             .await
             .map_err(|error| to_record(&error))?;
         Ok(Uint8Array::from(bytes.as_slice()))
@@ -317,12 +332,15 @@ async fn map_page(
     start: u64,
     length: u64,
     limit: usize,
+    at_once: usize,
 ) -> Result<MapPage> {
+    let mut ahead = Ahead::new(image, at_once);
     let mut mapper = Mapper::new(image, start, length);
     let mut extents: Vec<MapEntry> = Vec::new();
     let end = start + length;
     let mut at = start;
     while at < end && extents.len() < limit.max(1) {
+        ahead.reach(image, at, end).await;
         match mapper.next().await {
             Ok(Some(extent)) => {
                 at = extent.start + extent.length;
@@ -341,9 +359,10 @@ async fn map_page(
 
 /// The safety report on a file: nothing it names is followed.
 #[wasm_bindgen]
-pub async fn inspect(source: JsSource) -> JsResult<JsValue> {
+pub async fn inspect(source: JsSource, control: Control) -> JsResult<JsValue> {
     let storage = WebStorage::new(source);
-    let report = oxcow::inspect::inspect(&storage)
+    let report = control
+        .run(oxcow::inspect::inspect(&storage))
         .await
         .map_err(|error| to_record(&error))?;
     Ok(to_js(&report)?)

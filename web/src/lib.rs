@@ -6,6 +6,7 @@
 //! (module `to_js`).
 #![forbid(unsafe_code)]
 
+mod ahead;
 mod control;
 mod error;
 mod image;

@@ -2,6 +2,8 @@
 
 use oxcow::{Error, Extent, ExtentKind, GuestOffset, Image, Result, Storage};
 
+use crate::ahead::Ahead;
+
 /// The kinds that are told apart. The package's `OVERVIEW_KINDS` lists them in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -108,7 +110,8 @@ impl Overview {
     }
 }
 
-/// Walks the map of `image`. What the tables get wrong is counted as damaged, a cluster at a time.
+/// Walks the map of `image`, fetching its tables by `at_once`. What they get wrong is counted as damaged, a
+/// cluster at a time.
 ///
 /// # Errors
 ///
@@ -118,9 +121,11 @@ pub async fn overview<S: Storage>(
     start: u64,
     length: u64,
     cells: u32,
+    at_once: usize,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<Overview> {
     let mut overview = Overview::new(start, length, cells);
+    let mut ahead = Ahead::new(image, at_once);
     let step = image
         .top()
         .as_qcow2()
@@ -129,6 +134,7 @@ pub async fn overview<S: Storage>(
     let mut at = start;
     let mut told = start;
     while at < end {
+        ahead.reach(image, at, end).await;
         let (run, kind) = match image.extent_at(GuestOffset(at), end - at).await {
             Ok(extent) => (extent.length.max(1), Kind::of(&extent)),
             Err(Error::Corrupt { .. }) => ((step - at % step).min(end - at), Kind::Damaged),

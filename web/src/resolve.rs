@@ -1,13 +1,14 @@
 //! Files that an image names: JavaScript is asked, and nothing is ever opened otherwise.
 
 use std::cell::RefCell;
+use std::io;
 
 use js_sys::{Function, Object, Promise, Reflect};
 use oxcow::{Error, File, Resolver, Result, Role, Wanted};
 use wasm_bindgen::{JsCast, JsValue};
 use wasm_bindgen_futures::JsFuture;
 
-use crate::error::message_of;
+use crate::error::SourceFailure;
 use crate::storage::{JsSource, WebStorage};
 
 /// Asks a function of the caller's, once for each file.
@@ -51,13 +52,14 @@ impl JsResolver {
         );
         set("depth", (wanted.depth as f64).into());
 
-        let failed = |thrown: JsValue| Error::Refused(message_of(&thrown).into());
         let mut answer = self
             .ask
             .call1(&JsValue::UNDEFINED, &question)
-            .map_err(failed)?;
+            .map_err(not_supplied)?;
         if let Some(promise) = answer.dyn_ref::<Promise>() {
-            answer = JsFuture::from(promise.clone()).await.map_err(failed)?;
+            answer = JsFuture::from(promise.clone())
+                .await
+                .map_err(not_supplied)?;
         }
         Ok((!answer.is_undefined()).then(|| answer.unchecked_into()))
     }
@@ -93,6 +95,21 @@ impl Resolver for JsResolver {
             storage,
             name: path,
         })
+    }
+}
+
+/// Why there is no file: a source that could not be opened, or a refusal in whatever words.
+fn not_supplied(thrown: JsValue) -> Error {
+    let failure = SourceFailure::of(&thrown);
+    match failure.code() {
+        Some("cancelled") => Error::Cancelled,
+        // The package's own words: something was supplied, and could not be read.
+        Some(_) => Error::Io {
+            what: "".into(),
+            offset: None,
+            source: io::Error::other(failure),
+        },
+        None => Error::Refused(failure.to_string().into()),
     }
 }
 

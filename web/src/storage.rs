@@ -11,7 +11,7 @@ use wasm_bindgen::JsCast;
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::JsFuture;
 
-use crate::error::message_of;
+use crate::error::SourceFailure;
 
 #[wasm_bindgen]
 extern "C" {
@@ -24,12 +24,39 @@ extern "C" {
     #[wasm_bindgen(method, getter)]
     fn size(this: &JsSource) -> f64;
     #[wasm_bindgen(method, getter)]
-    fn windowed(this: &JsSource) -> bool;
+    fn windows(this: &JsSource) -> Option<JsWindows>;
     #[wasm_bindgen(method, catch)]
     fn read(this: &JsSource, offset: f64, length: f64) -> Result<JsValue, JsValue>;
+    /// Nobody waits for this answer of `read` any more.
+    #[wasm_bindgen(method)]
+    fn cancel(this: &JsSource, answer: &Promise);
     /// Resolves after the event loop has turned once.
     #[wasm_bindgen(method)]
     fn turn(this: &JsSource) -> Promise;
+
+    /// `EngineWindows` of the package.
+    pub type JsWindows;
+
+    #[wasm_bindgen(method, getter, js_name = windowBytes)]
+    fn window_bytes(this: &JsWindows) -> f64;
+    #[wasm_bindgen(method, getter, js_name = longestBytes)]
+    fn longest_bytes(this: &JsWindows) -> f64;
+    #[wasm_bindgen(method, getter, js_name = cacheBytes)]
+    fn cache_bytes(this: &JsWindows) -> f64;
+    #[wasm_bindgen(method, getter)]
+    fn parallel(this: &JsWindows) -> f64;
+}
+
+impl JsWindows {
+    /// As the core takes them; whatever numbers JavaScript gave, a float becomes the nearest that there is.
+    fn options(&self) -> WindowOptions {
+        WindowOptions {
+            window: self.window_bytes() as usize,
+            longest_fetch: self.longest_bytes() as usize,
+            capacity: self.cache_bytes() as usize,
+            queue_depth: self.parallel() as usize,
+        }
+    }
 }
 
 /// How long the engine works before it lets the thread see to its messages, in milliseconds: a request to
@@ -53,18 +80,16 @@ enum Kind {
 
 impl WebStorage {
     pub fn new(source: JsSource) -> Self {
-        let windowed = source.windowed();
+        let windows = source.windows();
         let storage = JsStorage {
             size: source.size() as u64,
             source,
         };
-        Self(if windowed {
-            Kind::Windowed(Rc::new(WindowedStorage::new(
-                storage,
-                WindowOptions::default(),
-            )))
-        } else {
-            Kind::Direct(Rc::new(storage))
+        Self(match windows {
+            Some(windows) => {
+                Kind::Windowed(Rc::new(WindowedStorage::new(storage, windows.options())))
+            }
+            None => Kind::Direct(Rc::new(storage)),
         })
     }
 
@@ -123,6 +148,22 @@ impl Storage for WebStorage {
     }
 }
 
+/// An answer that is waited for: when the one who waits goes away, the source is told, so that a request of
+/// its own can end there and then.
+struct Pending<'a> {
+    source: &'a JsSource,
+    /// `None` once it has settled.
+    promise: Option<Promise>,
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        if let Some(promise) = &self.promise {
+            self.source.cancel(promise);
+        }
+    }
+}
+
 /// The object itself.
 #[derive(Debug)]
 struct JsStorage {
@@ -143,7 +184,13 @@ impl Storage for JsStorage {
             let (at, left) = ((offset + done as u64) as f64, (wanted - done) as f64);
             let mut answer = self.source.read(at, left).map_err(to_io)?;
             if let Some(promise) = answer.dyn_ref::<Promise>() {
-                answer = JsFuture::from(promise.clone()).await.map_err(to_io)?;
+                let mut pending = Pending {
+                    source: &self.source,
+                    promise: Some(promise.clone()),
+                };
+                let settled = JsFuture::from(promise.clone()).await;
+                pending.promise = None;
+                answer = settled.map_err(to_io)?;
             }
             let Some(bytes) = answer.dyn_ref::<Uint8Array>() else {
                 return Err(io::Error::other(
@@ -192,5 +239,5 @@ fn read_only() -> io::Result<()> {
 }
 
 fn to_io(thrown: JsValue) -> io::Error {
-    io::Error::other(message_of(&thrown))
+    io::Error::other(SourceFailure::of(&thrown))
 }

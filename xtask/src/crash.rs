@@ -15,7 +15,7 @@ pub fn command(args: &[String]) -> Result<ExitCode> {
         "--package",
         "oxcow-tests",
     ])
-    .args(["--bin", "crash", "--"])
+    .args(["--example", "crash", "--"])
     .args(args);
     let status = run.status().map_err(|error| cannot_run(&run, &error))?;
     // A violation is a result; it was printed.

@@ -181,8 +181,8 @@ fn build(_: &mut Run) -> Result<()> {
 fn crossing(run: &mut Run) -> Result<()> {
     let filter = run.test_filter.clone();
     let mut command = cargo();
-    command.args(["test", "-p", "oxcow-tests", "--lib", "--bins"]);
-    command.args(test_targets(|name| !name.starts_with("crash"))?);
+    command.args(["test", "-p", "oxcow-tests", "--lib"]);
+    command.args(test_targets(|name| !is_simulator(name))?);
     command.args(filter);
     command.env("OXCOW_WASM", wasm::cli_module()?);
     command.env("OXCOW_NATIVE", wasm::checked_cli()?);
@@ -190,12 +190,17 @@ fn crossing(run: &mut Run) -> Result<()> {
     run.command(&mut command)
 }
 
-/// The crash simulator: a step of its own, because it needs neither the module nor the command.
+/// The programs that simulate crashes and schedules.
+fn is_simulator(name: &str) -> bool {
+    ["crash", "schedules"].contains(&name)
+}
+
+/// The simulators: a step of their own, because they need neither the module nor the command.
 fn crash(run: &mut Run) -> Result<()> {
     let filter = run.test_filter.clone();
     let mut command = cargo();
     command.args(["test", "-p", "oxcow-tests"]);
-    command.args(test_targets(|name| name.starts_with("crash"))?);
+    command.args(test_targets(is_simulator)?);
     // Their figures are a part of the result.
     command.args(filter).args(["--", "--nocapture"]);
     run.command(&mut command)

@@ -212,7 +212,10 @@ impl<S: Storage, W: Watcher> References<'_, '_, S, W> {
         if !is_consistent(entry.subclusters) {
             wrong(ProblemKind::SubclustersContradict { offset });
         }
+        // The header is no table, and one that begins inside a cluster is none that could be copied.
+        let is_table = visit.offset != 0 && HostOffset(visit.offset).is_aligned(cluster);
         let repairs = active
+            && is_table
             && self
                 .findings
                 .noted

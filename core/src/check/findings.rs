@@ -78,6 +78,13 @@ impl<'w, W: Watcher> Findings<'w, W> {
         self.tell(&problem);
     }
 
+    /// So many corruptions once more, which were told of.
+    pub fn same_again(&mut self, repaired: u64, left: u64) {
+        let (report, fixed) = (&mut self.report, &mut self.fixed);
+        report.corruptions = report.corruptions.saturating_add(left);
+        fixed.corruptions = fixed.corruptions.saturating_add(repaired);
+    }
+
     /// Tells of a problem that is counted already, or never is.
     pub fn tell(&mut self, problem: &Problem) {
         self.watcher.problem(problem);

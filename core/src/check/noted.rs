@@ -1,6 +1,6 @@
 //! What a repair has to know of an image beyond the counts of its problems.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use super::report::{Problem, ProblemKind};
@@ -82,17 +82,19 @@ impl Noted {
     pub fn take(&mut self, problem: &Problem) {
         match problem.kind {
             ProblemKind::RefcountTooLow {
-                cluster, stored, ..
+                cluster,
+                stored,
+                references,
             } => {
                 self.too_low += 1;
                 self.rebuild |= stored == 0;
                 if self.mode == RepairMode::Leaks {
-                    self.understated.insert(cluster);
+                    self.understated.add(cluster, references - stored);
                 }
             }
             ProblemKind::RefcountOverflow { offset } => {
-                self.understated
-                    .insert(self.cluster_size.index_of(offset.0));
+                let cluster = self.cluster_size.index_of(offset.0);
+                self.understated.add(cluster, problem.times);
             }
             ProblemKind::RefcountTableReservedBits { index }
             | ProblemKind::RefcountBlockUnaligned { index } => {
@@ -141,35 +143,65 @@ impl Noted {
         }
     }
 
+    /// Something else uses the cluster of block `index` too, which no problem says: there is one already for
+    /// the reference that is too many to be counted.
+    pub fn block_is_shared_unseen(&mut self, index: u64) {
+        if self.mode == RepairMode::All {
+            self.rebuild = true;
+            self.shared_blocks.insert(index);
+        }
+    }
+
     /// Whether block `index` says nothing about refcounts.
     pub fn is_broken(&self, index: u64) -> bool {
         self.misplaced_blocks.contains(&index) || self.shared_blocks.contains(&index)
     }
 }
 
-/// Clusters whose refcount stays too low: what goes on to refer to them is counted already, or never.
+/// Clusters whose refcount is lower than their references, and stays so unless those become fewer.
 #[derive(Debug, Default)]
 pub(crate) struct Understated {
-    clusters: BTreeSet<u64>,
+    /// How many references of a cluster its refcount does not count.
+    uncounted: BTreeMap<u64, u64>,
     too_many: bool,
 }
 
 impl Understated {
-    fn insert(&mut self, cluster: u64) {
-        if self.clusters.len() < MAX_UNDERSTATED {
-            self.clusters.insert(cluster);
-        } else {
-            self.too_many = true;
+    fn add(&mut self, cluster: u64, references: u64) {
+        let room = self.uncounted.len() < MAX_UNDERSTATED;
+        match self.uncounted.get_mut(&cluster) {
+            Some(uncounted) => *uncounted = uncounted.saturating_add(references),
+            None if room => drop(self.uncounted.insert(cluster, references)),
+            None => self.too_many = true,
         }
     }
 
-    /// Whether `cluster` may be one of them.
+    /// A reference to `cluster` is gone. Returns whether it was one that the refcount may not count, so that
+    /// this stays as it is.
+    pub fn lose(&mut self, cluster: u64) -> bool {
+        let Some(uncounted) = self.uncounted.get_mut(&cluster) else {
+            return self.too_many;
+        };
+        *uncounted -= 1;
+        if *uncounted == 0 {
+            self.uncounted.remove(&cluster);
+        }
+        true
+    }
+
+    /// Whether the refcount of `cluster` may be too low.
     pub fn may_contain(&self, cluster: u64) -> bool {
-        self.too_many || self.clusters.contains(&cluster)
+        self.too_many || self.uncounted.contains_key(&cluster)
+    }
+
+    /// How many references are not counted, as far as that is known.
+    pub fn uncounted(&self) -> u64 {
+        let all = self.uncounted.values();
+        all.fold(0, |sum, &references| sum.saturating_add(references))
     }
 
     pub fn is_empty(&self) -> bool {
-        self.clusters.is_empty()
+        self.uncounted.is_empty() && !self.too_many
     }
 }
 

@@ -306,8 +306,10 @@ impl<'a, 'w, S: Storage, W: Watcher> References<'a, 'w, S, W> {
                 ProblemKind::RefcountBlockPastEnd { index }
             } else {
                 if offset != 0 {
+                    let block = cluster.index_of(offset);
+                    let before = self.counted(block);
                     self.refer(offset..offset + cluster.bytes(), 1, Claim::None, place);
-                    self.check_block_is_alone(index, cluster.index_of(offset), place);
+                    self.check_block_is_alone(index, block, before, place);
                 }
                 continue;
             };
@@ -315,15 +317,32 @@ impl<'a, 'w, S: Storage, W: Watcher> References<'a, 'w, S, W> {
         }
     }
 
-    /// Writing to a refcount block that something else uses too destroys the one or the other.
-    fn check_block_is_alone(&mut self, index: u64, cluster: u64, place: Place) {
-        if !self.counter.window().contains(&cluster) {
+    /// How often `cluster` is referred to so far, if it is in the window.
+    fn counted(&self, cluster: u64) -> Option<u64> {
+        let inside = self.counter.window().contains(&cluster);
+        inside.then(|| self.counter.get(cluster).references())
+    }
+
+    /// Writing to a refcount block that something else uses too destroys the one or the other. `before` is
+    /// how often `cluster` was referred to without this block.
+    fn check_block_is_alone(
+        &mut self,
+        index: u64,
+        cluster: u64,
+        before: Option<u64>,
+        place: Place,
+    ) {
+        let Some(references) = self.counted(cluster) else {
             return;
-        }
-        let references = self.counter.get(cluster).references();
+        };
         if references != 1 {
             let kind = ProblemKind::RefcountBlockShared { index, references };
             self.findings.of_cluster(Problem::new(kind, place));
+        } else if before == Some(1) {
+            // One is as far as one bit counts: QEMU takes it for the only reference.
+            if let Some(noted) = &mut self.findings.noted {
+                noted.block_is_shared_unseen(index);
+            }
         }
     }
 }

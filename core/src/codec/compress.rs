@@ -13,8 +13,9 @@ const DEFLATE_LEVEL: i32 = 6;
 
 /// Compresses clusters one after another, keeping its working memory.
 pub(crate) struct Compressor {
-    deflate: Option<zlib_rs::Deflate>,
-    zstd: Option<ZstdEncoder>,
+    // Large, and hardly any image needs them: on the heap, so that opening does not move them around.
+    deflate: Option<Box<zlib_rs::Deflate>>,
+    zstd: Option<Box<ZstdEncoder>>,
     /// Reads every zstd frame back before it is trusted.
     proof: Decompressor,
     stream: Vec<u8>,
@@ -43,7 +44,8 @@ impl Compressor {
 
     fn deflate(&mut self, cluster: &[u8]) -> Option<Vec<u8>> {
         let deflate = self.deflate.get_or_insert_with(|| {
-            zlib_rs::Deflate::new(DEFLATE_LEVEL, false, DEFLATE_WINDOW_BITS)
+            let deflate = zlib_rs::Deflate::new(DEFLATE_LEVEL, false, DEFLATE_WINDOW_BITS);
+            Box::new(deflate)
         });
         deflate.reset();
         // Room for any stream, so that none is left unfinished: a reset does not take back what nobody
@@ -60,7 +62,9 @@ impl Compressor {
     }
 
     fn zstd(&mut self, cluster: &[u8]) -> Option<Vec<u8>> {
-        let encoder = self.zstd.get_or_insert_with(ZstdEncoder::new);
+        let encoder = self
+            .zstd
+            .get_or_insert_with(|| Box::new(ZstdEncoder::new()));
         encoder.compress(cluster, &mut self.stream);
         if self.stream.len() >= cluster.len() {
             return None;

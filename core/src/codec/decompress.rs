@@ -13,8 +13,9 @@ const MAX_ZSTD_WINDOW: u64 = 8 << 20;
 
 /// Decompresses clusters one after another, keeping its working memory.
 pub(crate) struct Decompressor {
-    inflate: Option<zlib_rs::Inflate>,
-    zstd: Option<FrameDecoder>,
+    // Large, and hardly any image needs both: on the heap, so that opening does not move them around.
+    inflate: Option<Box<zlib_rs::Inflate>>,
+    zstd: Option<Box<FrameDecoder>>,
 }
 
 /// The data is not a stream that yields a whole cluster; why.
@@ -47,7 +48,7 @@ impl Decompressor {
     fn inflate(&mut self, data: &[u8], cluster: &mut [u8]) -> Result<(), NotACluster> {
         let inflate = self
             .inflate
-            .get_or_insert_with(|| zlib_rs::Inflate::new(false, 15));
+            .get_or_insert_with(|| Box::new(zlib_rs::Inflate::new(false, 15)));
         inflate.reset(false);
         match inflate.decompress(data, cluster, zlib_rs::InflateFlush::Finish) {
             Err(_) => Err(NotACluster("is not valid deflate data")),
@@ -58,7 +59,9 @@ impl Decompressor {
     }
 
     fn zstd(&mut self, data: &[u8], cluster: &mut [u8]) -> Result<(), NotACluster> {
-        let decoder = self.zstd.get_or_insert_with(new_zstd_decoder);
+        let decoder = self
+            .zstd
+            .get_or_insert_with(|| Box::new(new_zstd_decoder()));
         let mut rest = data;
         let mut filled = 0;
         decoder

@@ -1,5 +1,6 @@
 //! An open image: the chain of files that a guest sees as one disk.
 
+pub(crate) mod activity;
 pub(crate) mod change;
 mod clock;
 mod lock;
@@ -14,6 +15,11 @@ pub use change::{IoCounts, NewSnapshot, Preallocation, ResizeOptions, ZeroMode};
 pub use open::{Backing, OpenOptions};
 pub use qcow2::{BackingName, Qcow2};
 
+use std::cell::Cell;
+use std::ops::Range;
+
+use futures_util::future::LocalBoxFuture;
+
 use crate::error::{Error, Result};
 use crate::probe::Format;
 use crate::qcow2::{Compressed, Run, RunKind};
@@ -22,13 +28,26 @@ use crate::storage::Storage;
 use crate::units::{GuestOffset, HostOffset};
 
 /// A disk as its guest sees it: an image with its backing files, at the active state or at a snapshot.
-#[derive(Debug)]
 pub struct Image<S> {
     /// The image itself, then its backing file, and so on.
     layers: Vec<Layer<S>>,
     /// What changing it takes, where it was opened for that.
     changing: Option<change::state::Changing>,
+    /// Keeps what is read from backing files, where that is wanted.
+    keeps_reads: Cell<Option<KeepReads<S>>>,
 }
+
+impl<S: std::fmt::Debug> std::fmt::Debug for Image<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Image")
+            .field("layers", &self.layers)
+            .field("changing", &self.changing)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Called through a pointer, so that a program that only reads does not contain all of writing.
+type KeepReads<S> = for<'a> fn(&'a Image<S>, Range<u64>) -> LocalBoxFuture<'a, Result<()>>;
 
 /// One file of a chain.
 #[derive(Debug)]
@@ -78,13 +97,7 @@ impl<S: Storage> Layer<S> {
 
     async fn run_at(&self, offset: GuestOffset, max: u64) -> Result<Run> {
         match self {
-            Self::Raw(raw) => {
-                let run = raw.run_at(offset);
-                Ok(Run {
-                    length: run.length.min(max),
-                    ..run
-                })
-            }
+            Self::Raw(raw) => raw.run_at(offset, max).await,
             Self::Qcow2(qcow2) => qcow2.run_at(offset, max).await,
         }
     }
@@ -185,7 +198,10 @@ impl<S: Storage> Image<S> {
     /// The files of the chain: the image itself, then its backing file, and so on.
     #[must_use]
     pub fn layers(&self) -> &[Layer<S>] {
-        &self.layers
+        match self.is_detached() {
+            true => &self.layers[..1],
+            false => &self.layers,
+        }
     }
 
     /// The image itself.
@@ -272,6 +288,13 @@ impl<S: Storage> Image<S> {
         })
     }
 
+    /// Whether the image has dropped its backing file since it was opened.
+    fn is_detached(&self) -> bool {
+        self.changing
+            .as_ref()
+            .is_some_and(|state| state.detached.get())
+    }
+
     /// Whether the bytes at `at` are known to be zeros without reading them, and for how many bytes that is
     /// the answer: at least 1, at most `max`.
     pub(crate) async fn zeros_at(&self, at: u64, max: u64) -> Result<(bool, u64)> {
@@ -309,11 +332,24 @@ impl<S: Storage> Image<S> {
 
     /// Follows the chain down to the layer that answers for the bytes at `offset` (inside the disk).
     pub(crate) async fn locate(&self, offset: GuestOffset, max: u64) -> Result<Located> {
+        self.locate_from(0, offset, max).await
+    }
+
+    /// As [`Self::locate`], from the layer at `depth` downwards.
+    pub(crate) async fn locate_from(
+        &self,
+        depth: usize,
+        offset: GuestOffset,
+        max: u64,
+    ) -> Result<Located> {
         let mut max = max;
-        let mut depth = 0;
+        let mut depth = depth;
         loop {
             let run = self.layers[depth].run_at(offset, max).await?;
-            let below = self.layers.get(depth + 1);
+            let below = match depth {
+                0 => self.layers().get(1),
+                _ => self.layers.get(depth + 1),
+            };
             match (run.kind, below) {
                 (RunKind::Unallocated(_), Some(below)) => {
                     // A shorter backing file reads as zeros past its end (QEMU-COMPAT rule 29).

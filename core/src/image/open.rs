@@ -106,7 +106,7 @@ impl<S: Storage> Image<S> {
             }
         };
         if options.backing == Backing::Ignore {
-            return Ok(Self { layers, changing });
+            return Ok(Self::new(layers, changing));
         }
         loop {
             let depth = layers.len();
@@ -134,7 +134,7 @@ impl<S: Storage> Image<S> {
                         source: Box::new(error),
                     })
             };
-            let format = match wanted.format.map(str::parse).transpose() {
+            let format = match wanted.format.map(backing_format).transpose() {
                 Ok(format) => format,
                 Err(error) => return Err(failed(backing.name.clone(), error)),
             };
@@ -172,7 +172,15 @@ impl<S: Storage> Image<S> {
             names.push(name);
             layers.push(layer);
         }
-        Ok(Self { layers, changing })
+        Ok(Self::new(layers, changing))
+    }
+
+    fn new(layers: Vec<Layer<S>>, changing: Option<Changing>) -> Self {
+        Self {
+            layers,
+            changing,
+            keeps_reads: Cell::new(None),
+        }
     }
 }
 
@@ -182,6 +190,15 @@ async fn flush<S: Storage>(file: &File<S>) -> Result<()> {
         offset: None,
         source,
     })
+}
+
+/// The format that an image calls its backing file's.
+fn backing_format(name: &str) -> Result<Format> {
+    match name {
+        // QEMU's protocol beneath every format shows the file's bytes, which is what raw does too.
+        "file" => Ok(Format::Raw),
+        name => name.parse(),
+    }
 }
 
 async fn open_layer<S, R>(

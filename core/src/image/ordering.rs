@@ -54,6 +54,18 @@ pub enum OrderingPoint {
     MarkBitmapsInUse,
     /// Bitmaps that are stored in place are called right only when they are durable.
     BitmapsInPlace,
+    /// What a point-in-time view still needs is copied before it is overwritten.
+    CopyBeforeWrite,
+    /// A persistent view's copy is durable before what it is a copy of is overwritten.
+    CopyDurableBeforeOverwrite,
+    /// Where a view's bytes are and reading them there is one step: no change comes in between.
+    LookupAndReadHeld,
+    /// A change waits for the readers of what it replaces.
+    DrainBeforeOverwrite,
+    /// Fetched bytes are linked only where the guest has not written meanwhile.
+    RecheckAtLink,
+    /// All of a clone's clusters are durable before the header drops the source.
+    CommitBeforeDetach,
 }
 
 impl OrderingPoint {
@@ -82,6 +94,12 @@ impl OrderingPoint {
         Self::FlushDataFile,
         Self::MarkBitmapsInUse,
         Self::BitmapsInPlace,
+        Self::CopyBeforeWrite,
+        Self::CopyDurableBeforeOverwrite,
+        Self::LookupAndReadHeld,
+        Self::DrainBeforeOverwrite,
+        Self::RecheckAtLink,
+        Self::CommitBeforeDetach,
     ];
 }
 

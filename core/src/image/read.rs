@@ -28,6 +28,10 @@ impl<S: Storage> Image<S> {
     /// encrypted content, [`Error::Io`] where a file could not be read.
     pub async fn read_at(&self, offset: GuestOffset, buf: &mut [u8]) -> Result<()> {
         let end = offset.0.saturating_add(buf.len() as u64);
+        let _under_way = self.begin_operation();
+        if let Some(keep) = self.keeps_reads.get() {
+            keep(self, offset.0..end).await?;
+        }
         let _held = self.hold_for_reading(offset.0..end).await?;
         self.check_range(offset, buf.len() as u64)?;
         self.read_held(offset, buf).await
@@ -35,17 +39,28 @@ impl<S: Storage> Image<S> {
 
     /// As [`Self::read_at`], of a range that is held and inside the disk.
     pub(crate) async fn read_held(&self, offset: GuestOffset, buf: &mut [u8]) -> Result<()> {
-        let at_once = self
-            .layers
-            .iter()
-            .map(Layer::queue_depth)
-            .max()
-            .unwrap_or(1);
+        self.read_from(0, offset, buf).await
+    }
+
+    /// How many reads are worth having in flight at once.
+    pub(crate) fn queue_depth(&self) -> usize {
+        let layers = self.layers().iter();
+        layers.map(Layer::queue_depth).max().unwrap_or(1)
+    }
+
+    /// As [`Self::read_held`], of what the layers from `depth` down say.
+    pub(crate) async fn read_from(
+        &self,
+        depth: usize,
+        offset: GuestOffset,
+        buf: &mut [u8],
+    ) -> Result<()> {
+        let at_once = self.queue_depth();
         let mut parts = Vec::new();
         let mut at = offset;
         let mut rest = buf;
         while !rest.is_empty() {
-            let (located, length) = self.locate_contiguous(at, rest.len()).await?;
+            let (located, length) = self.locate_contiguous(depth, at, rest.len()).await?;
             let (buf, behind) = rest.split_at_mut(length);
             let part = Part {
                 guest: at,
@@ -72,14 +87,20 @@ impl<S: Storage> Image<S> {
 
     /// As [`Self::locate`], but goes on over the ends of table slices while the source goes on, and stops
     /// at the end of a compressed cluster.
-    async fn locate_contiguous(&self, at: GuestOffset, max: usize) -> Result<(Located, usize)> {
+    async fn locate_contiguous(
+        &self,
+        depth: usize,
+        at: GuestOffset,
+        max: usize,
+    ) -> Result<(Located, usize)> {
         let max = max as u64;
-        let mut located = self.locate(at, max).await?;
+        let mut located = self.locate_from(depth, at, max).await?;
         while located.run.length < max
             && matches!(located.source(), Source::Host(_) | Source::Zeros)
         {
             let next_at = GuestOffset(at.0 + located.run.length);
-            let next = match self.locate(next_at, max - located.run.length).await {
+            let left = max - located.run.length;
+            let next = match self.locate_from(depth, next_at, left).await {
                 Ok(next) => next,
                 // The bytes before the damaged entry are good; the next round meets the error again.
                 Err(_) => break,
@@ -104,16 +125,16 @@ impl<S: Storage> Image<S> {
         match (located.source(), layer) {
             (Source::Zeros, _) => buf.fill(0),
             (Source::Host(host), Layer::Raw(raw)) => {
-                read_padded(&raw.file().storage, host.0, buf)
-                    .await
-                    .map_err(|error| Error::io("Could not read data", host.0, error))?;
+                let known = self.known_length(located.depth, raw.file_len());
+                read_data(&raw.file().storage, host.0, buf, known).await?;
             }
             (Source::Host(host), Layer::Qcow2(qcow2)) => {
                 qcow2.readable()?;
+                let own = qcow2.data_file.is_none();
+                let length = if own { qcow2.file_len() } else { 0 };
+                let known = self.known_length(located.depth, length);
                 let file = qcow2.content_file()?;
-                read_padded(&file.storage, host.0, buf)
-                    .await
-                    .map_err(|error| Error::io("Could not read data", host.0, error))?;
+                read_data(&file.storage, host.0, buf, known).await?;
             }
             (Source::Compressed(compressed), Layer::Qcow2(qcow2)) => {
                 qcow2.readable()?;
@@ -125,6 +146,30 @@ impl<S: Storage> Image<S> {
         }
         Ok(())
     }
+}
+
+impl<S: Storage> Image<S> {
+    /// How long the file of a layer surely is, in bytes: what it was at open, where nobody should write to it.
+    fn known_length(&self, depth: usize, length: u64) -> u64 {
+        match depth == 0 && self.changing.is_some() {
+            true => 0,
+            false => length,
+        }
+    }
+}
+
+/// Fills `buf` with guest data: zeros past the file's end, but not where the file was known to go on.
+async fn read_data<S: Storage>(storage: &S, at: u64, buf: &mut [u8], known: u64) -> Result<()> {
+    let failed = |error| Error::io("Could not read data", at, error);
+    let filled = storage.read_at(at, buf).await.map_err(failed)?;
+    if at + (filled as u64) < known.min(at + buf.len() as u64) {
+        return Err(failed(std::io::Error::new(
+            std::io::ErrorKind::UnexpectedEof,
+            "the file has become shorter since it was opened",
+        )));
+    }
+    buf[filled..].fill(0);
+    Ok(())
 }
 
 impl<S: Storage> Layer<S> {

@@ -1,6 +1,8 @@
 //! COPIED flags of the active tables made right (invariant M2), and zero clusters freed of what cannot be
 //! preallocated for them. A table that changes is copied: the old one is the old state's.
 
+use std::collections::HashMap;
+
 use super::refcounts::NewRefcounts;
 use crate::check::entries::without_misplaced_cluster;
 use crate::check::findings::Findings;
@@ -20,10 +22,48 @@ const ZERO: u64 = 1;
 /// What is done about flags that are wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Flags {
-    /// They are made right.
+    /// They are made right, but where a refcount stays too low.
     Repair,
     /// They are told of, and left.
     Tell,
+}
+
+/// The most tables that are remembered because others lead to them too.
+const MAX_SHARED: usize = 1 << 16;
+
+/// Tables with several references, and what became of them: they are looked at and copied once, however many
+/// entries of the L1 table lead to them.
+#[derive(Default)]
+struct Shared {
+    tables: HashMap<u64, Outcome>,
+    /// Which L1 entries took a copy for theirs that others have come to share.
+    not_alone: Vec<u64>,
+}
+
+#[derive(Clone, Copy)]
+struct Outcome {
+    /// Where it is now, if that is elsewhere.
+    copy: Option<TableCopy>,
+    /// How many flags were made right, and how many were not.
+    repaired: u64,
+    left: u64,
+}
+
+#[derive(Clone, Copy)]
+struct TableCopy {
+    offset: u64,
+    /// How many L1 entries lead there, and which was the first.
+    links: u64,
+    first: u64,
+}
+
+impl Shared {
+    fn remember(&mut self, offset: u64, outcome: Outcome) {
+        if self.tables.len() >= MAX_SHARED {
+            self.tables.clear();
+        }
+        self.tables.insert(offset, outcome);
+    }
 }
 
 /// A walk over the active tables.
@@ -46,13 +86,20 @@ impl<S: Storage> ActiveTables<'_, '_, S> {
         findings: &mut Findings<'_, W>,
     ) -> Result<bool> {
         let mut changed = false;
-        for (index, entry) in (0u64..).zip(l1) {
-            let found = self.entry(index, *entry, new, findings).await?;
+        let mut shared = Shared::default();
+        for (index, entry) in (0u64..).zip(l1.iter_mut()) {
+            let found = self
+                .entry(index, *entry, &mut shared, new, findings)
+                .await?;
+            new.settle_much().await?;
             changed |= found != *entry;
             *entry = found;
             if index % 64 == 0 {
                 findings.advance(64)?;
             }
+        }
+        for index in shared.not_alone {
+            l1[index as usize] &= !COPIED;
         }
         Ok(changed)
     }
@@ -62,6 +109,7 @@ impl<S: Storage> ActiveTables<'_, '_, S> {
         &self,
         l1_index: u64,
         l1_entry: u64,
+        shared: &mut Shared,
         new: &mut NewRefcounts<'_, '_, S>,
         findings: &mut Findings<'_, W>,
     ) -> Result<u64> {
@@ -81,7 +129,7 @@ impl<S: Storage> ActiveTables<'_, '_, S> {
                 stored,
             };
             let place = Place::at(Structure::L1Table, at).entry(l1_index);
-            let repaired = self.flags == Flags::Repair;
+            let repaired = self.flags == Flags::Repair && !new.understates(offset);
             self.found(Problem::new(kind, place).repaired(repaired), findings);
             if repaired {
                 right ^= COPIED;
@@ -90,6 +138,26 @@ impl<S: Storage> ActiveTables<'_, '_, S> {
         if offset >= image.file_len() {
             return Ok(right);
         }
+        let elsewhere = |copy: u64| l1_entry & !(OFFSET_MASK | COPIED) | copy;
+        if let Some(outcome) = shared.tables.get_mut(&offset) {
+            let has_room = |copy: TableCopy| copy.links < new.most();
+            if outcome.copy.is_none_or(has_room) {
+                if self.tells {
+                    findings.same_again(outcome.repaired, outcome.left);
+                }
+                let Some(copy) = &mut outcome.copy else {
+                    return Ok(right);
+                };
+                if copy.links == 1 {
+                    shared.not_alone.push(copy.first);
+                }
+                copy.links += 1;
+                new.refer(copy.offset);
+                new.release(offset, cluster_size.bytes());
+                return Ok(elsewhere(copy.offset));
+            }
+        }
+        let before = (findings.fixed.corruptions, findings.report.corruptions);
         let bytes = self
             .engine
             .read_metadata("Could not read L2 table", offset, cluster_size.len())
@@ -97,14 +165,28 @@ impl<S: Storage> ActiveTables<'_, '_, S> {
         let mut table: Vec<u64> = be64_table(&bytes).collect();
         // A table that begins in the middle of a cluster is no table that could be copied.
         let whole = HostOffset(offset).is_aligned(cluster_size.bytes());
-        if !self.table(offset, &mut table, whole, new, findings).await? {
-            return Ok(right);
+        let changed = self.table(offset, &mut table, whole, new, findings).await?;
+        let mut outcome = Outcome {
+            copy: None,
+            repaired: findings.fixed.corruptions - before.0,
+            left: findings.report.corruptions - before.1,
+        };
+        if changed {
+            let copy = new
+                .write_table("Could not write L2 table", &be64_bytes(&table))
+                .await?;
+            new.release(offset, cluster_size.bytes());
+            outcome.copy = Some(TableCopy {
+                offset: copy,
+                links: 1,
+                first: l1_index,
+            });
+            right = elsewhere(copy) | COPIED;
         }
-        let copy = new
-            .write_table("Could not write L2 table", &be64_bytes(&table))
-            .await?;
-        new.release(offset, cluster_size.bytes());
-        Ok(l1_entry & !(OFFSET_MASK | COPIED) | copy | COPIED)
+        if stored > 1 {
+            shared.remember(offset, outcome);
+        }
+        Ok(right)
     }
 
     /// Makes the entries of `table` right; returns whether any is another now.
@@ -150,7 +232,8 @@ impl<S: Storage> ActiveTables<'_, '_, S> {
                 stored,
             };
             let place = Place::at(Structure::L2Table, at).entry(index as u64);
-            let repaired = self.flags == Flags::Repair && whole;
+            let trusted = format.data_file || !new.understates(host);
+            let repaired = self.flags == Flags::Repair && whole && trusted;
             self.found(Problem::new(kind, place).repaired(repaired), findings);
             if repaired {
                 let descriptor = entry.descriptor ^ COPIED;

@@ -14,8 +14,10 @@
 //! - A refcount that would not fit its width is told of.
 //!
 //! Memory: the counted references within [`CheckOptions::counter_bytes`], the active L1 table and the
-//! refcount table twice (at most 32 and 8 MiB each), 16 MiB of refcount blocks, and 16 bytes for each L2
-//! table that is copied for its flags: less than 256 MiB for 64 TiB.
+//! refcount table twice (at most 32 and 8 MiB each), 16 MiB of refcount blocks, and a few MiB of notes: less
+//! than 256 MiB for 64 TiB. Nor does more work come of a hostile image than its check is: what is wrong with a
+//! table that many entries lead to is made right once, in one copy, and refcounts of what is past the end of
+//! the file go by the block.
 //!
 //! ```
 //! # use oxcow::{repair, DenyAll, File, Image, MemoryStorage, OpenOptions};
@@ -168,10 +170,19 @@ impl<S: Storage> Repair<'_, '_, S> {
             self.engine.withdraw_refcount_table().await?;
         }
         let room = self.room(&counted, &mut noted);
+        let understated = std::mem::take(&mut noted.understated);
+        let uncounted = understated.uncounted();
         let leaks_only = self.mode == RepairMode::Leaks;
-        let mut new = NewRefcounts::new(self.engine, &counted.stored, &noted, room, leaks_only);
+        let mut new = NewRefcounts::new(
+            self.engine,
+            &counted.stored,
+            &noted,
+            understated,
+            room,
+            leaks_only,
+        );
         let wrong = findings.report.leaks + noted.too_low + noted.wrong_blocks;
-        if wrong > 0 || findings.report.check_errors > 0 {
+        if wrong > 0 || findings.report.check_errors > 0 || noted.rebuild {
             let recount = Recount {
                 image,
                 mode: self.mode,
@@ -184,6 +195,13 @@ impl<S: Storage> Repair<'_, '_, S> {
             self.count_fixed(&noted, &mut findings);
         }
         new.settle().await?;
+        if !leaks_only {
+            // References that were too many for their refcounts went with the blocks that made them.
+            let fixed = uncounted - new.understated().uncounted();
+            findings.fixed.corruptions += fixed;
+            let left = findings.report.corruptions;
+            findings.report.corruptions = left.saturating_sub(fixed);
+        }
 
         let mut header = (*image.raw_header()).clone();
         let snapshots = self
@@ -194,6 +212,7 @@ impl<S: Storage> Repair<'_, '_, S> {
             .await?;
         new.settle().await?;
         self.clear_marks(&findings, &mut header);
+        let refcounts_hold = new.understated().is_empty();
         if new.is_changed() || header != *image.raw_header() {
             // Who does not know a bit of these clears it with the first change.
             header.autoclear_features &= Autoclear::KNOWN.0;
@@ -208,7 +227,7 @@ impl<S: Storage> Repair<'_, '_, S> {
             corruptions_fixed: findings.fixed.corruptions,
             found: findings.finish()?,
         };
-        Ok((report, noted.understated.is_empty()))
+        Ok((report, refcounts_hold))
     }
 
     /// Says that the refcounts are built anew, or refuses where that was not asked for.
@@ -288,10 +307,13 @@ impl<S: Storage> Repair<'_, '_, S> {
         if self.mode == RepairMode::Leaks || !noted.incomplete_snapshots {
             return Ok(None);
         }
-        let size = image.virtual_size();
         let mut snapshots = image.snapshots().to_vec();
         let mut bytes = Vec::new();
         for snapshot in &mut snapshots {
+            // The disk may have been smaller then: more than its table covers cannot be read.
+            let covered =
+                u64::from(snapshot.l1_entries).saturating_mul(image.header().l1_coverage());
+            let size = image.virtual_size().min(covered);
             bytes.extend(snapshot.encode(size));
             snapshot.disk_size.get_or_insert(size);
         }
@@ -323,7 +345,6 @@ impl<S: Storage> Repair<'_, '_, S> {
             flags: match self.mode {
                 // Of what refcounts that are wrong say, nothing is made.
                 RepairMode::Leaks if !findings.report.is_clean() => Flags::Tell,
-                _ if !noted.understated.is_empty() => Flags::Tell,
                 _ => Flags::Repair,
             },
             misplaced_zeros: noted.misplaced_zeros,

@@ -34,7 +34,7 @@ impl<S: Storage> Recount<'_, S> {
     ) -> Result<()> {
         if let Some(counter) = &self.counted.counter {
             self.window(counter, 0, new, findings).await?;
-            return self.past_the_end(new).await;
+            return self.past_the_end(new, findings).await;
         }
         let mut from = 0;
         while from < self.counted.clusters {
@@ -60,26 +60,33 @@ impl<S: Storage> Recount<'_, S> {
             self.window(&counter, from, new, findings).await?;
             from = counter.window().end;
         }
-        self.past_the_end(new).await
+        self.past_the_end(new, findings).await
     }
 
     /// Refcounts past the end of the file are for nothing, and would show as leaks once it has grown. QEMU
-    /// does not look at them; nobody is told.
-    async fn past_the_end(&self, new: &mut NewRefcounts<'_, '_, S>) -> Result<()> {
+    /// does not look at them; nobody is told. A file may have blocks for far more than there is: those go as
+    /// they are.
+    async fn past_the_end<W: Watcher>(
+        &self,
+        new: &mut NewRefcounts<'_, '_, S>,
+        findings: &mut Findings<'_, W>,
+    ) -> Result<()> {
         if self.noted.incomplete {
             return Ok(());
         }
-        let end = new.blocks() * self.per_block();
-        let mut at = self.counted.clusters;
-        while at < end {
-            let block_end = (at / self.per_block() + 1) * self.per_block();
-            if !new.is_counted(at) {
-                at = block_end;
+        let (end, per_block) = (self.counted.clusters, self.per_block());
+        for index in end / per_block..new.blocks() {
+            findings.advance(0)?;
+            if index * per_block >= end {
+                new.let_go(index).await?;
                 continue;
             }
-            let count = (block_end - at).min(CHUNK as u64);
-            new.assign(at, &[0; CHUNK][..count as usize]).await?;
-            at += count;
+            let mut at = end;
+            while new.is_counted(at) && at < (index + 1) * per_block {
+                let count = ((index + 1) * per_block - at).min(CHUNK as u64);
+                new.assign(at, &[0; CHUNK][..count as usize]).await?;
+                at += count;
+            }
         }
         Ok(())
     }
@@ -102,6 +109,7 @@ impl<S: Storage> Recount<'_, S> {
             let count = block_end.min(end).saturating_sub(at).min(CHUNK as u64);
             self.chunk(counter, at, count as usize, new, findings)
                 .await?;
+            findings.advance(0)?;
             at += count;
         }
         Ok(())

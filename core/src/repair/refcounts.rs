@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
 
 use super::room::Room;
-use crate::check::noted::Noted;
+use crate::check::noted::{Noted, Understated};
 use crate::check::stored::Stored;
 use crate::error::{Error, Place, Result, Structure};
 use crate::image::change::Engine;
@@ -15,11 +15,19 @@ use crate::storage::Storage;
 
 /// What the blocks in memory may take up.
 const CACHE_BYTES: u64 = 16 << 20;
+/// How many clusters past the end of the file are left to what damaged entries may have stood for. More would
+/// make the file longer than anybody needs it.
+const MOST_SKIPPED: u64 = 1 << 20;
+/// How many changes of references wait to be counted, at most.
+const MOST_PENDING: usize = 1 << 16;
 
 /// Refcounts that are being made right.
 pub(super) struct NewRefcounts<'e, 'a, S> {
     engine: &'e Engine<'a, S>,
+    stored: &'e Stored,
     noted: &'e Noted,
+    /// What stays too low, as it is now.
+    understated: Understated,
     width: RefcountWidth,
     cluster_bytes: u64,
     room: Room,
@@ -48,7 +56,7 @@ struct Pending {
     /// Tables of the old state are not.
     lost: Vec<Range<u64>>,
     /// Refcounts past the end of the file as it was, for nothing.
-    void: Vec<u64>,
+    void: Vec<Range<u64>>,
 }
 
 fn append(runs: &mut Vec<Range<u64>>, clusters: Range<u64>) {
@@ -68,8 +76,9 @@ impl<'e, 'a, S: Storage> NewRefcounts<'e, 'a, S> {
     /// The refcounts of the file, without blocks that are of no use. `keep_all` leaves those as they are.
     pub fn new(
         engine: &'e Engine<'a, S>,
-        stored: &Stored,
+        stored: &'e Stored,
         noted: &'e Noted,
+        understated: Understated,
         room: Room,
         keep_all: bool,
     ) -> Self {
@@ -77,7 +86,9 @@ impl<'e, 'a, S: Storage> NewRefcounts<'e, 'a, S> {
         let cluster_bytes = header.cluster_size.bytes();
         let mut new = Self {
             engine,
+            stored,
             noted,
+            understated,
             width: header.refcount_width,
             cluster_bytes,
             room,
@@ -126,13 +137,10 @@ impl<'e, 'a, S: Storage> NewRefcounts<'e, 'a, S> {
         while at < out.len() {
             let (index, entry) = self.place_of(first + at as u64);
             let count = (out.len() - at).min(self.per_block() as usize - entry);
-            let (width, part) = (self.width, &mut out[at..at + count]);
+            let (stored, part) = (self.stored, &mut out[at..at + count]);
             match self.block(index).await? {
                 None => part.fill(0),
-                Some(block) => part
-                    .iter_mut()
-                    .zip(entry..)
-                    .for_each(|(count, entry)| *count = width.get(&block.bytes, entry)),
+                Some(block) => stored.decode(&block.bytes, entry, part),
             }
             at += count;
         }
@@ -142,6 +150,33 @@ impl<'e, 'a, S: Storage> NewRefcounts<'e, 'a, S> {
     /// How many entries the table has.
     pub fn blocks(&self) -> u64 {
         self.table.len() as u64
+    }
+
+    /// Lets go of block `index`, which counts nothing that there is, unless it is empty.
+    pub async fn let_go(&mut self, index: u64) -> Result<()> {
+        let offset = self.entry(index);
+        let is_fresh = self.fresh.get(index as usize) == Some(&true);
+        if offset == 0 || is_fresh {
+            return Ok(());
+        }
+        let is_empty = |bytes: &[u8]| bytes.iter().all(|&byte| byte == 0);
+        let length = self.cluster_bytes as usize;
+        let empty = match self.blocks.get(&index) {
+            Some(block) => is_empty(&block.bytes),
+            None => {
+                let what = "Could not read refcount block";
+                is_empty(&self.engine.read_metadata(what, offset, length).await?)
+            }
+        };
+        if !empty {
+            if self.blocks.remove(&index).is_some() {
+                self.order.retain(|&kept| kept != index);
+            }
+            self.table[index as usize] = 0;
+            self.changed = true;
+            self.release(offset, self.cluster_bytes);
+        }
+        Ok(())
     }
 
     /// Whether some block counts `cluster`.
@@ -270,23 +305,51 @@ impl<'e, 'a, S: Storage> NewRefcounts<'e, 'a, S> {
         Ok(run)
     }
 
-    /// Clusters past everything that there is, but for those that only a refcount knows.
+    /// Clusters past everything that there is. Those that only a refcount knows are free too: nobody missed
+    /// them while the file ended before. But where an entry is damaged, they may be what it stood for.
     async fn take_at_the_end(&mut self, count: u64) -> Result<Range<u64>> {
         let mut run = 0..0;
+        let mut skipped = 0;
         while run.end - run.start < count {
             let (cluster, usable) = self.room.next_past_the_end()?;
             let stored = self.get(cluster).await?;
-            if stored != 0 && !self.noted.incomplete {
-                // Nobody missed it while the file ended before; now it would show as a leak.
-                self.pending.void.push(cluster);
+            let known = stored != 0 && self.noted.incomplete;
+            if stored != 0 && !known {
+                append(&mut self.pending.void, cluster..cluster + 1);
             }
-            match usable && stored == 0 {
+            skipped += u64::from(known);
+            if skipped > MOST_SKIPPED {
+                return Err(Error::Unsupported(
+                    "There is no room for the repair: all that follows the end of the file has refcounts"
+                        .into(),
+                ));
+            }
+            match usable && !known {
                 true if run.end == cluster => run.end += 1,
                 true => run = cluster..cluster + 1,
                 false => {}
             }
         }
         Ok(run)
+    }
+
+    /// The table in the cluster at byte `offset`, which is of the new state, has another reference.
+    pub fn refer(&mut self, offset: u64) {
+        let cluster = offset / self.cluster_bytes;
+        append(&mut self.pending.gained, cluster..cluster + 1);
+    }
+
+    /// The most references that a refcount can count.
+    pub fn most(&self) -> u64 {
+        self.width.max()
+    }
+
+    /// Counts what is pending if that is much.
+    pub async fn settle_much(&mut self) -> Result<()> {
+        if self.pending.gained.len() + self.pending.lost.len() > MOST_PENDING {
+            self.count_pending().await?;
+        }
+        Ok(())
     }
 
     /// A table of `bytes` bytes at `offset` has no reference in the new state.
@@ -332,14 +395,19 @@ impl<'e, 'a, S: Storage> NewRefcounts<'e, 'a, S> {
 
     async fn count_pending(&mut self) -> Result<()> {
         loop {
+            if let Some(void) = self.pending.void.pop() {
+                for cluster in void {
+                    if self.get(cluster).await? != 0 {
+                        self.set(cluster, 0).await?;
+                    }
+                }
+                continue;
+            }
             // Gains first: what was taken and is not needed after all is never counted below zero.
             let (clusters, by) = if let Some(gained) = self.pending.gained.pop() {
                 (gained, 1)
             } else if let Some(lost) = self.pending.lost.pop() {
                 (lost, -1)
-            } else if let Some(cluster) = self.pending.void.pop() {
-                self.set(cluster, 0).await?;
-                continue;
             } else {
                 return Ok(());
             };
@@ -350,8 +418,7 @@ impl<'e, 'a, S: Storage> NewRefcounts<'e, 'a, S> {
     }
 
     async fn add(&mut self, cluster: u64, by: i64) -> Result<()> {
-        if by < 0 && self.noted.understated.may_contain(cluster) {
-            // The count does not say how many are left: none may be missing.
+        if by < 0 && self.understated.lose(cluster) {
             return Ok(());
         }
         let old = self.get(cluster).await?;
@@ -396,6 +463,16 @@ impl<'e, 'a, S: Storage> NewRefcounts<'e, 'a, S> {
         header.refcount_table_offset = offset;
         header.refcount_table_clusters = clusters as u32;
         Ok(())
+    }
+
+    /// Whether the refcount of the cluster at byte `offset` may be too low, so that nothing follows from it.
+    pub fn understates(&self, offset: u64) -> bool {
+        self.understated.may_contain(offset / self.cluster_bytes)
+    }
+
+    /// Which refcounts are too low, as far as everything is settled.
+    pub fn understated(&self) -> &Understated {
+        &self.understated
     }
 
     /// Whether the new state's refcounts are not the file's.

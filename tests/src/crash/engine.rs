@@ -1,8 +1,12 @@
 //! What is proven: an engine that a script can be run on. There are two, oxcow and a model of QEMU's order
 //! ([`super::qemu_order`]).
 
+use std::future::{pending, poll_fn};
 use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
 
+use oxcow::hydrate::{Clock, Hydration, HydrationOptions};
 use oxcow::image::{NewSnapshot, Preallocation, ResizeOptions};
 use oxcow::repair::{RepairMode, repair};
 use oxcow::{
@@ -37,6 +41,11 @@ pub trait Engine: Sized {
 
     /// Does what is asked for.
     async fn ask(&self, request: &Request) -> Result<(), Failure>;
+
+    /// Fills the image from its backing file, where the engine can do that in the background of anything else.
+    async fn hydrate(&self) -> Result<(), Failure> {
+        Ok(())
+    }
 
     /// Reads guest bytes.
     async fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Failure>;
@@ -78,25 +87,76 @@ impl From<Error> for Failure {
     }
 }
 
+/// Opens the image of a machine for writing, with its data file and its backing file.
+///
+/// # Errors
+///
+/// Those of [`Image::open`].
+pub async fn open_image(
+    machine: &Rc<Machine>,
+    queue: Option<&Rc<Queue>>,
+) -> oxcow::Result<Image<SimDisk>> {
+    let storage = match queue {
+        None => SimDisk::new(machine.clone(), FileId::Image),
+        Some(queue) => SimDisk::queued(machine.clone(), FileId::Image, queue.clone()),
+    };
+    let resolver = Siblings(storage.clone());
+    let file = File {
+        storage,
+        name: "image.qcow2".into(),
+    };
+    let options = OpenOptions {
+        format: Some(Format::Qcow2),
+        writable: true,
+        ..OpenOptions::default()
+    };
+    Image::open(file, &options, &resolver).await
+}
+
+/// A clock for simulated machines: time passes when others have run. A second never passes.
+pub struct SimClock;
+
+impl Clock for SimClock {
+    fn now(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    async fn sleep(&self, time: Duration) {
+        if time >= Duration::from_secs(1) {
+            return pending().await;
+        }
+        let mut slept = false;
+        poll_fn(|context| {
+            if std::mem::replace(&mut slept, true) {
+                return Poll::Ready(());
+            }
+            context.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+/// Two batches of 4 KiB at once, and a commit every 8 KiB.
+#[must_use]
+pub fn small_hydration() -> HydrationOptions {
+    HydrationOptions {
+        batch_bytes: 4 << 10,
+        threshold: 2,
+        commit_bytes: 8 << 10,
+        commit_every: Duration::from_secs(1),
+        quiet: Duration::from_millis(1),
+        patience: Duration::from_millis(2),
+        retries: 0,
+        ..HydrationOptions::default()
+    }
+}
+
 impl Engine for Oxcow {
     const NAME: &'static str = "oxcow";
 
     async fn open(machine: &Rc<Machine>, queue: Option<&Rc<Queue>>) -> Result<Self, Failure> {
-        let storage = match queue {
-            None => SimDisk::new(machine.clone(), FileId::Image),
-            Some(queue) => SimDisk::queued(machine.clone(), FileId::Image, queue.clone()),
-        };
-        let resolver = Siblings(storage.clone());
-        let file = File {
-            storage,
-            name: "image.qcow2".into(),
-        };
-        let options = OpenOptions {
-            format: Some(Format::Qcow2),
-            writable: true,
-            ..OpenOptions::default()
-        };
-        Ok(Self(Image::open(file, &options, &resolver).await?))
+        Ok(Self(open_image(machine, queue).await?))
     }
 
     async fn ask(&self, request: &Request) -> Result<(), Failure> {
@@ -146,6 +206,12 @@ impl Engine for Oxcow {
             }
             Request::Close => image.close().await?,
         }
+        Ok(())
+    }
+
+    async fn hydrate(&self) -> Result<(), Failure> {
+        let hydration = Hydration::new(&self.0, SimClock, small_hydration()).await?;
+        hydration.run().await?;
         Ok(())
     }
 

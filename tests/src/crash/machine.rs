@@ -327,8 +327,11 @@ impl SimFile {
             self.lengths.swap(0, newest);
             let durable = self.lengths[0];
             let mut first = true;
-            self.lengths
-                .retain(|(_, at)| std::mem::take(&mut first) || *at >= called);
+            // What is still in flight makes a file longer than it is, or leaves its length alone.
+            let shorter = |len, at| at == IN_FLIGHT && len <= durable.0;
+            self.lengths.retain(|(len, at)| {
+                std::mem::take(&mut first) || (*at >= called && !shorter(*len, *at))
+            });
             self.lengths[0] = (durable.0, 0);
         }
         let mut index = 0;
@@ -420,6 +423,8 @@ pub struct Counts {
     pub lengths: u64,
     /// Flushes.
     pub flushes: u64,
+    /// Bytes read of the backing file.
+    pub fetched: u64,
 }
 
 impl Counts {
@@ -538,7 +543,11 @@ impl Machine {
     pub fn read(&self, file: FileId, offset: u64, buf: &mut [u8]) -> Result<usize, Refusal> {
         self.count(|counts| counts.reads += 1);
         self.plan.borrow_mut().before_read()?;
-        Ok(self.file(file).read(&self.contents, offset, buf))
+        let read = self.file(file).read(&self.contents, offset, buf);
+        if file == FileId::Backing {
+            self.count(|counts| counts.fetched += read as u64);
+        }
+        Ok(read)
     }
 
     /// Writes, as [`oxcow::Storage::write_at`].
@@ -701,6 +710,18 @@ mod tests {
         machine.flush(FileId::Image, machine.now()).unwrap();
         let file = machine.file(FileId::Image);
         assert_eq!(file.lengths().collect::<Vec<_>>(), [1700]);
+    }
+
+    #[test]
+    fn what_is_in_flight_makes_no_durable_file_shorter() {
+        let machine = machine(&[1; 512]);
+        machine.begin_write(FileId::Image, 512, &[2; 512]);
+        machine.write(FileId::Image, 1024, &[3; 512]).unwrap();
+        let lengths = || machine.file(FileId::Image).lengths().collect::<Vec<_>>();
+        assert_eq!(lengths(), [512, 1024, 1536]);
+        machine.flush(FileId::Image, machine.now()).unwrap();
+        assert_eq!(lengths(), [1536]);
+        assert_eq!(options(&machine, 1), [0, 2]);
     }
 
     #[test]

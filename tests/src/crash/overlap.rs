@@ -31,16 +31,19 @@ pub enum GuestOp {
     Flush,
     /// Reads clusters 0 to 3.
     Read,
+    /// Fills the image from its backing file.
+    Hydrate,
 }
 
 impl GuestOp {
     /// The operation with this name.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|op| format!("{op:?}") == name)
+        let mut all = Self::ALL.into_iter().chain([Self::Hydrate]);
+        all.find(|op| format!("{op:?}") == name)
     }
 
-    /// All of them.
+    /// All of them that a guest does.
     pub const ALL: [Self; 9] = [
         Self::WriteSector,
         Self::WriteCluster,
@@ -75,7 +78,7 @@ impl GuestOp {
                 meaning: Meaning::Flush,
                 success: super::script::Success::Must,
             }],
-            Self::Read => Vec::new(),
+            Self::Read | Self::Hydrate => Vec::new(),
         }
     }
 }
@@ -97,6 +100,13 @@ impl<E: Engine> Overlap<'_, E> {
             return self
                 .read(0, 4 * self.bench.start.geometry.cluster_bytes)
                 .await;
+        }
+        if op == GuestOp::Hydrate {
+            if let Err(failure) = self.engine.hydrate().await {
+                self.bench
+                    .complain("does", format!("hydrating: {failure:?}"));
+            }
+            return;
         }
         let steps = op.steps(&mut self.steps.borrow_mut(), self.bench);
         for step in steps {

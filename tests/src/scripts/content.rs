@@ -88,7 +88,7 @@ impl Content {
     fn runs(&self, range: Range<u64>) -> impl Iterator<Item = (&u64, &(u64, Value))> {
         let before = self.0.range(..range.start).next_back();
         let start = match before {
-            Some((&start, &(end, _))) if end > range.start => start,
+            Some((&start, &(end, _))) if end > range.start && !range.is_empty() => start,
             _ => range.start,
         };
         self.0.range(start..range.end.max(start))
@@ -97,7 +97,15 @@ impl Content {
     /// Whether `range` is all zeros.
     #[must_use]
     pub fn is_zero(&self, range: Range<u64>) -> bool {
-        self.runs(range).next().is_none()
+        self.pieces(range)
+            .into_iter()
+            .all(|(piece, value)| match value {
+                Value::Fill(byte) => byte == 0,
+                Value::Noise(origin) => {
+                    let bytes = (piece.start - origin) as usize..(piece.end - origin) as usize;
+                    noise()[bytes].iter().all(|&byte| byte == 0)
+                }
+            })
     }
 
     /// `range` without a gap: pieces that hold one value each, zeros too.

@@ -10,7 +10,7 @@ use oxcow::qcow2::{Compression, Version};
 use oxcow::{Error, File, GuestOffset, Image, NewSnapshot, OpenOptions, ResizeOptions, ZeroMode};
 
 use crate::scripts::content::Pattern;
-use crate::scripts::model::Model;
+use crate::scripts::model::{MACHINE, Model, is_running};
 use crate::scripts::operation::Op;
 use crate::scripts::setup::{Data, Preallocation, Setup};
 use crate::scripts::storage::{Beside, HostFile, Pace, block_on};
@@ -201,9 +201,8 @@ async fn apply(image: &Image<HostFile>, op: &Op) -> Result<(), Error> {
                 date_sec: 1_700_000_000,
                 ..NewSnapshot::default()
             };
-            // Some machines are running.
-            if name.starts_with("before") {
-                snapshot.vm_state = Pattern::Noise.bytes(5000);
+            if is_running(name) {
+                snapshot.vm_state = Pattern::Noise.bytes(MACHINE);
                 snapshot.vm_clock_nsec = 1;
             }
             image.create_snapshot(&snapshot).await.map(drop)

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use crate::oracle::{self, Tool};
 use crate::run::Outcome;
-use crate::scripts::IMAGE;
 use crate::scripts::content::{Content, Value};
 use crate::scripts::model::Model;
 use crate::scripts::operation::Op;
+use crate::scripts::{BITMAP, IMAGE};
 
 /// How far around a change is read again, in bytes.
 const AROUND: u64 = 128 << 10;
@@ -17,6 +17,9 @@ const RUNS: usize = 10;
 
 /// What is said of a compressed write over what is allocated.
 pub const REFUSED: &str = "write failed: Input/output error";
+
+/// What is said of `snapshot -a` where the image has a bitmap.
+pub const HAS_BITMAP: &str = "Device has active dirty bitmaps";
 
 /// Steps for qemu-io that wait to be done by one process.
 pub struct Judge {
@@ -27,6 +30,10 @@ pub struct Judge {
     doubtful: usize,
     /// Whether one of them compresses.
     compressed: bool,
+    /// How often the image was opened anew because of [`Difference::CompressedIntoOthers`].
+    ///
+    /// [`Difference::CompressedIntoOthers`]: crate::scripts::differences::Difference::CompressedIntoOthers
+    pub opened_anew: u64,
 }
 
 impl Judge {
@@ -38,6 +45,7 @@ impl Judge {
             waiting: Vec::new(),
             doubtful: 0,
             compressed: false,
+            opened_anew: 0,
         }
     }
 
@@ -77,9 +85,9 @@ impl Judge {
         }
         let mut commands = op.io();
         if let Op::Compressed(range, pattern) = op {
-            // QEMU 10.0.2 forgets that the cluster into which it compressed last was freed and given to someone
-            // else, and compresses into its middle. Opened again, it does not remember that cluster.
+            // Opened again, QEMU does not remember the cluster that it compressed into last.
             if std::mem::replace(&mut self.compressed, true) {
+                self.opened_anew += 1;
                 let open = format!("open -t writeback -d unmap {IMAGE}");
                 self.waiting.extend(["close".to_owned(), open]);
             }
@@ -162,6 +170,15 @@ pub fn check(dir: &Path, leaks_allowed: bool) -> Result<(), String> {
         return Ok(());
     }
     expect(&args, &outcome)
+}
+
+/// Takes the bitmap away from the image in `dir`, as its owner has to before `snapshot -a`.
+///
+/// # Errors
+/// In words, where there is none.
+pub fn remove_bitmap(dir: &Path) -> Result<(), String> {
+    let args = ["bitmap", "--remove", IMAGE, BITMAP].map(str::to_owned);
+    expect(&args, &oracle::run(Tool::Img, dir, &args))
 }
 
 /// An error unless the program did what it was asked.

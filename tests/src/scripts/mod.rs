@@ -19,3 +19,5 @@ pub mod view;
 pub const IMAGE: &str = "disk.qcow2";
 /// The name of the data file of those that have one.
 pub const DATA_FILE: &str = "disk.data";
+/// The name of the bitmap of those that have one.
+pub const BITMAP: &str = "changes";

@@ -6,6 +6,15 @@ use crate::scripts::content::{Content, Pattern};
 use crate::scripts::operation::Op;
 use crate::scripts::setup::{Data, Preallocation, Setup};
 
+/// How long the state of a machine is that is saved with a snapshot, in bytes.
+pub const MACHINE: u64 = 5000;
+
+/// Whether a machine is running when a snapshot of this name is taken: the library then stores its state too.
+#[must_use]
+pub fn is_running(name: &str) -> bool {
+    name.starts_with("before")
+}
+
 /// A snapshot.
 #[derive(Clone)]
 pub struct Saved {
@@ -23,6 +32,8 @@ pub struct Saved {
 #[derive(Clone)]
 pub struct Model {
     cluster: u64,
+    /// How much of the disk one L2 table maps, in bytes.
+    table: u64,
     version: u32,
     backed: bool,
     /// The end of the backing file's disk; 0 without one.
@@ -35,6 +46,10 @@ pub struct Model {
     pub snapshots: Vec<Saved>,
     /// Whether the disk was ever made shorter.
     pub was_cut: bool,
+    /// Where the active state may have the state of a machine, behind what was the disk's end then.
+    machines: Vec<u64>,
+    /// Where clusters may be compressed: runs of 1.
+    compressed: Content,
     /// Where the image may have clusters of its own: runs of 1.
     touched: Content,
 }
@@ -54,6 +69,7 @@ impl Model {
         }
         Self {
             cluster: setup.cluster(),
+            table: setup.cluster() * setup.cluster() / if setup.extended { 16 } else { 8 },
             version: setup.version,
             backed: setup.base.is_some(),
             backing_size: setup.base.as_ref().map_or(0, |base| base.size),
@@ -61,6 +77,8 @@ impl Model {
             content,
             snapshots: Vec::new(),
             was_cut: false,
+            machines: Vec::new(),
+            compressed: Content::default(),
             touched,
         }
     }
@@ -80,6 +98,32 @@ impl Model {
     #[must_use]
     pub fn untouched(&self, range: Range<u64>) -> bool {
         self.touched.is_zero(range)
+    }
+
+    /// Whether the disk ends within a cluster that may be compressed.
+    #[must_use]
+    pub fn ends_in_compressed(&self) -> bool {
+        let start = self.size / self.cluster * self.cluster;
+        !self.compressed.is_zero(start..self.size)
+    }
+
+    /// Where behind the disk's end the active state may have the state of a machine.
+    #[must_use]
+    pub fn machines_behind(&self) -> Vec<Range<u64>> {
+        let behind = self.machines.iter().filter(|&&start| start >= self.size);
+        let length = MACHINE.next_multiple_of(self.cluster);
+        behind.map(|&start| start..start + length).collect()
+    }
+
+    /// The size that the disk grows to, if it does so.
+    #[must_use]
+    pub fn grows_to(&self, op: &Op) -> Option<u64> {
+        let new = match op {
+            Op::Resize(size, _) => *size,
+            Op::Apply(which) => self.snapshots[self.find(which)?].size,
+            _ => return None,
+        };
+        (new > self.size).then_some(new)
     }
 
     /// The whole clusters inside `range`: what a discard gives up. The disk's last one is whole where the disk
@@ -106,8 +150,10 @@ impl Model {
             self.touched.write(clusters, Pattern::Fill(1));
         }
         match op {
-            Op::Write(range, pattern) | Op::Compressed(range, pattern) => {
+            Op::Write(range, pattern) => self.content.write(range.clone(), *pattern),
+            Op::Compressed(range, pattern) => {
                 self.content.write(range.clone(), *pattern);
+                self.compressed.write(range.clone(), Pattern::Fill(1));
             }
             Op::Burst(writes) => {
                 for (range, byte) in writes {
@@ -132,6 +178,9 @@ impl Model {
             Op::Apply(which) => {
                 let saved = &self.snapshots[self.find(which).expect("the snapshot is there")];
                 self.was_cut |= saved.size < self.size;
+                if is_running(&saved.name) {
+                    self.machines.push(saved.size.next_multiple_of(self.table));
+                }
                 self.size = saved.size;
                 self.content = saved.content.clone();
             }

@@ -28,6 +28,12 @@ impl Program {
         dir.clone_into(&mut self.dir);
     }
 
+    /// The folder of the image.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Does a step.
     ///
     /// # Errors

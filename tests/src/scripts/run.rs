@@ -10,7 +10,9 @@ use crate::oracle::{self, Tool};
 use crate::ours::Build;
 use crate::rng::Rng;
 use crate::scratch::Scratch;
-use crate::scripts::differences::{Difference, Plan, plan, refused, too_narrow};
+use crate::scripts::differences::{
+    Difference, Plan, Steps, may_not_grow, plan, refused, too_narrow,
+};
 use crate::scripts::engine::{self, Engine};
 use crate::scripts::judge::{self, Judge, expect};
 use crate::scripts::model::{Model, Saved};
@@ -20,7 +22,7 @@ use crate::scripts::script::Script;
 use crate::scripts::setup::Data;
 use crate::scripts::stock::Stock;
 use crate::scripts::storage::{Pace, block_on};
-use crate::scripts::{DATA_FILE, IMAGE, place, view};
+use crate::scripts::{BITMAP, DATA_FILE, IMAGE, place, view};
 
 /// How our side is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +108,13 @@ impl Ours {
                 let name = index.map_or(which, |index| &before.snapshots[index].name);
                 program.apply(&Op::Delete(name.clone()))
             }
+            Op::Apply(_) => match program.apply(op) {
+                Err(words) if words.contains(judge::HAS_BITMAP) => {
+                    judge::remove_bitmap(program.dir())?;
+                    program.apply(op)
+                }
+                other => other,
+            },
             Op::Compressed(range, pattern) if !before.untouched(range.clone()) => {
                 match program.apply(op) {
                     Err(words) if words.contains(judge::REFUSED) => {
@@ -259,36 +268,59 @@ impl<'a> Pair<'a> {
         {
             self.tally.note(Difference::CompressedOverData);
         }
-        let steps = match plan(op, &self.script.setup, before) {
-            Plan::Same => vec![op.clone()],
-            Plan::Instead(difference, steps) => {
+        let setup = &self.script.setup;
+        let plan = match plan(op, setup, before) {
+            Plan::Do(plan) => plan,
+            Plan::Leave(difference) => {
                 self.tally.note(difference);
-                steps
-            }
-            Plan::MayRefuse(difference, sign) => {
                 self.judge.finish()?;
-                let tried = self.judge.apply(op, before, &self.model);
-                match tried.and_then(|()| self.judge.finish()) {
-                    Err(words) if words.contains(sign) => {
-                        self.tally.note(difference);
-                        return self.hand_over();
-                    }
-                    other => return other,
-                }
+                return self.hand_over();
             }
         };
-        let count = steps.len();
-        for (index, step) in steps.iter().enumerate() {
+        for &difference in &plan.instead {
+            self.tally.note(difference);
+        }
+        let outcome = self.judge_does_steps(&plan, before);
+        let Err(words) = outcome else {
+            return Ok(());
+        };
+        let refusal = plan
+            .may_refuse
+            .iter()
+            .find(|(_, sign)| words.contains(sign))
+            .map(|&(difference, _)| difference)
+            .or_else(|| too_narrow(op, setup, &words).then_some(Difference::RefcountsTooNarrow));
+        let Some(difference) = refusal else {
+            return Err(words);
+        };
+        self.tally.note(difference);
+        self.hand_over()
+    }
+
+    fn judge_does_steps(&mut self, plan: &Steps, before: &Model) -> Result<(), String> {
+        if !plan.may_refuse.is_empty() {
+            // So that it is this step that is refused.
+            self.judge
+                .finish()
+                .map_err(|words| format!("before this step: {words}"))?;
+        }
+        for (index, step) in plan.steps.iter().enumerate() {
             // What the disk holds in between is nothing to compare with.
-            let read = index + 1 == count;
-            match self.judge.apply_and(step, before, &self.model, read) {
-                Ok(()) => {}
-                Err(words) if too_narrow(op, &self.script.setup, &words) => {
-                    self.tally.note(Difference::RefcountsTooNarrow);
-                    return self.hand_over();
-                }
-                Err(words) => return Err(words),
+            let read = index + 1 == plan.steps.len();
+            let mut done = self.judge.apply_and(step, before, &self.model, read);
+            if self.script.setup.bitmap
+                && done
+                    .as_ref()
+                    .is_err_and(|words| words.contains(judge::HAS_BITMAP))
+            {
+                self.tally.note(Difference::ActiveBitmap);
+                judge::remove_bitmap(&self.theirs)?;
+                done = self.judge.apply_and(step, before, &self.model, read);
             }
+            done?;
+        }
+        if !plan.may_refuse.is_empty() {
+            self.judge.finish()?;
         }
         Ok(())
     }
@@ -335,18 +367,37 @@ impl<'a> Pair<'a> {
 
     fn end(&mut self) -> Result<(), String> {
         self.judge.finish()?;
+        if self.judge.opened_anew > 0 {
+            let count = self
+                .tally
+                .differences
+                .entry(Difference::CompressedIntoOthers);
+            *count.or_default() += self.judge.opened_anew;
+        }
         self.ours.let_go()?;
         self.look_at_file(false, true)?;
         self.look_at_theirs()?;
         // QEMU reads our disk, and its own.
-        let both = [&self.mine, &self.theirs].map(|dir| dir.join(IMAGE).display().to_string());
-        let args = ["compare".to_owned(), both[0].clone(), both[1].clone()];
+        let mine = self.as_judge_reads(&self.mine)?;
+        let theirs = self.as_judge_reads(&self.theirs)?;
+        let args = ["compare", &mine, &theirs].map(str::to_owned);
         expect(&args, &oracle::run(Tool::Img, &self.mine, &args))?;
         for saved in self.model.snapshots.clone() {
             self.judge_reads_snapshot(&saved)?;
             self.tally.snapshots += 1;
         }
         Ok(())
+    }
+
+    /// An image with the disk of the one in `dir` that depends on no working folder.
+    fn as_judge_reads(&self, dir: &Path) -> Result<String, String> {
+        if self.script.setup.data == Data::Inside {
+            return Ok(dir.join(IMAGE).display().to_string());
+        }
+        // The name of a data file is taken relative to the working folder, of which there is but one.
+        let args = ["convert", "-O", "qcow2", IMAGE, "whole.qcow2"].map(str::to_owned);
+        expect(&args, &oracle::run(Tool::Img, dir, &args))?;
+        Ok(dir.join("whole.qcow2").display().to_string())
     }
 
     /// QEMU reads a snapshot of our image.
@@ -370,14 +421,28 @@ impl<'a> Pair<'a> {
             copy_image(&self.mine, &read);
             let apply = Op::Apply(saved.name.clone());
             args = apply.img(IMAGE);
-            match expect(&args, &oracle::run(Tool::Img, &read, &args)) {
-                Ok(()) => judge::check(&read, true).map_err(told)?,
-                Err(words) if too_narrow(&apply, &self.script.setup, &words) => {
-                    self.tally.note(Difference::RefcountsTooNarrow);
-                    return Ok(());
-                }
-                Err(words) => return Err(words),
+            let attempt = || expect(&args, &oracle::run(Tool::Img, &read, &args));
+            let mut applied = attempt();
+            if self.script.setup.bitmap
+                && applied
+                    .as_ref()
+                    .is_err_and(|words| words.contains(judge::HAS_BITMAP))
+            {
+                judge::remove_bitmap(&read)?;
+                applied = attempt();
             }
+            if let Err(words) = applied {
+                let setup = &self.script.setup;
+                let grows = saved.size > self.model.size;
+                let sign = may_not_grow(setup, &self.model).filter(|_| grows);
+                self.tally.note(match sign {
+                    Some(sign) if words.contains(sign) => Difference::GrowsOverBacking,
+                    _ if too_narrow(&apply, setup, &words) => Difference::RefcountsTooNarrow,
+                    _ => return Err(words),
+                });
+                return Ok(());
+            }
+            judge::check(&read, true).map_err(told)?;
         }
         let image = view::open(&read.join(IMAGE))?;
         block_on(view::compare(&image, saved.size, &saved.content)).map_err(told)
@@ -396,7 +461,7 @@ fn create(script: &Script, side: Side, dir: &Path, natively: bool) -> Result<(),
         Side::Program(build) => expect(&args, &build.run("oxcow", dir, None, &args))?,
     }
     if setup.bitmap {
-        let args = ["bitmap", "--add", IMAGE, "changes"].map(str::to_owned);
+        let args = ["bitmap", "--add", IMAGE, BITMAP].map(str::to_owned);
         expect(&args, &oracle::run(Tool::Img, dir, &args))?;
     }
     Ok(())

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::rng::Rng;
+use crate::scripts::BITMAP;
 use crate::scripts::stock::Base;
 
 /// Where guest data lies.
@@ -190,7 +191,7 @@ impl fmt::Display for Setup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.create("disk.qcow2").join(" "))?;
         if self.bitmap {
-            f.write_str("; bitmap --add disk.qcow2 changes")?;
+            write!(f, "; bitmap --add disk.qcow2 {BITMAP}")?;
         }
         match &self.base {
             Some(base) => write!(f, "   # {base}"),

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use oxcow::check::{CheckOptions, Problem, Watcher, check_with};
+use oxcow::check::{CheckOptions, Problem, ProblemKind, Watcher, check_with};
 use oxcow::{
     Backing, DenyAll, File, Format, GuestOffset, Image, IoCounts, MemoryStorage, OpenOptions,
     RepairMode, RepairReport, Storage, repair,
@@ -11,13 +11,20 @@ use oxcow_tests::scripts::storage::block_on;
 
 const NAME: &str = "disk.qcow2";
 
-/// What a repair said.
+/// What a repair or a check said.
 #[derive(Default)]
-struct Said(Vec<String>);
+struct Said {
+    lines: Vec<String>,
+    /// The clusters whose refcount cannot be read.
+    unreadable: Vec<u64>,
+}
 
 impl Watcher for Said {
     fn problem(&mut self, problem: &Problem) {
-        self.0.push(problem.to_string());
+        (0..problem.times).for_each(|_| self.lines.push(problem.to_string()));
+        if let ProblemKind::RefcountUnreadable { cluster } = problem.kind {
+            self.unreadable.push(cluster);
+        }
     }
 }
 
@@ -84,7 +91,7 @@ pub fn repair<S: Storage>(
     Ok(Repaired {
         bytes: Vec::new(),
         report,
-        said: said.0,
+        said: said.lines,
         counts: image.io_counts(),
     })
 }
@@ -104,14 +111,28 @@ pub fn repair_bytes(
     })
 }
 
-/// How many corruptions the image has.
-pub fn check(bytes: &[u8]) -> Result<u64, String> {
+/// What a check said.
+pub struct Checked {
+    pub said: Vec<String>,
+    /// How many corruptions there are, and refcounts that cannot be read.
+    pub wrong: u64,
+    /// The clusters whose refcount that is.
+    pub unreadable: Vec<u64>,
+}
+
+/// Checks the image that these bytes are.
+pub fn check(bytes: &[u8]) -> Result<Checked, String> {
     let storage = MemoryStorage::new(bytes.to_vec());
     let image = open(storage, false).map_err(|error| format!("{error:#}"))?;
     let qcow2 = image.top().as_qcow2().ok_or("not qcow2")?;
-    let report = block_on(check_with(qcow2, &CheckOptions::default(), &mut ()))
+    let mut said = Said::default();
+    let report = block_on(check_with(qcow2, &CheckOptions::default(), &mut said))
         .map_err(|error| format!("{error:#}"))?;
-    Ok(report.corruptions + report.check_errors)
+    Ok(Checked {
+        said: said.lines,
+        wrong: report.corruptions + report.check_errors,
+        unreadable: said.unreadable,
+    })
 }
 
 /// The active disk and every snapshot's, as far as the image itself holds them.
@@ -136,4 +157,40 @@ pub fn content(bytes: &[u8]) -> Result<Vec<Vec<u8>>, String> {
         disks.push(disk);
     }
     Ok(disks)
+}
+
+/// The pieces of a disk, as far as they can be read.
+type Pieces = Vec<Option<Vec<u8>>>;
+
+/// What can be read of an image: the disk, and every snapshot's by its ID.
+pub fn readable(bytes: &[u8]) -> Option<Vec<(String, Pieces)>> {
+    const PIECE: u64 = 4096;
+    let mut image = open(MemoryStorage::new(bytes.to_vec()), false).ok()?;
+    let snapshots = image.top().as_qcow2()?.snapshots();
+    let mut disks = Vec::new();
+    for snapshot in std::iter::once(None).chain(snapshots.iter().map(Some)) {
+        if let Some(snapshot) = snapshot
+            && block_on(image.use_snapshot(&snapshot.id)).is_err()
+        {
+            disks.push((snapshot.id.clone(), Vec::new()));
+            continue;
+        }
+        // Claims of petabytes are not followed.
+        let mut size = image.virtual_size().min(2 << 20);
+        if let Some(snapshot) = snapshot
+            && snapshot.disk_size.is_none()
+        {
+            // Nobody says how large its disk is; what its table does not reach is none of it.
+            let header = image.top().as_qcow2()?.header();
+            size = size.min(u64::from(snapshot.l1_entries) * header.l1_coverage());
+        }
+        let pieces = (0..size).step_by(PIECE as usize).map(|at| {
+            let mut piece = vec![0; PIECE.min(size - at) as usize];
+            let read = block_on(image.read_at(GuestOffset(at), &mut piece));
+            read.is_ok().then_some(piece)
+        });
+        let id = snapshot.map_or(String::new(), |snapshot| snapshot.id.clone());
+        disks.push((id, pieces.collect()));
+    }
+    Some(disks)
 }

@@ -1,11 +1,13 @@
 //! The sub-commands, one file each.
 
+mod backup;
 mod check;
 mod compare;
 mod convert;
 mod create;
 mod create_options;
 mod dd;
+mod hydrate;
 mod info;
 mod inspect;
 mod io;
@@ -42,6 +44,7 @@ pub struct Command {
 /// Every sub-command, in the order of the help.
 pub const COMMANDS: &[Command] = &[
     not_yet("amend", "Update format-specific options of the image"),
+    backup::COMMAND,
     not_yet("bench", "Run simple image benchmark"),
     not_yet(
         "bitmap",
@@ -53,6 +56,7 @@ pub const COMMANDS: &[Command] = &[
     convert::COMMAND,
     create::COMMAND,
     dd::COMMAND,
+    hydrate::COMMAND,
     info::COMMAND,
     inspect::COMMAND,
     io::COMMAND,
@@ -129,7 +133,7 @@ pub fn help(program: &str) {
 }
 
 fn is_own(command: &Command) -> bool {
-    matches!(command.name, "inspect" | "io")
+    matches!(command.name, "backup" | "hydrate" | "inspect" | "io")
 }
 
 /// Prints the version. Scripts look for qemu-img's, so under its names that stands first.

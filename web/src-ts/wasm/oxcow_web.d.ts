@@ -5,16 +5,28 @@
 export interface EngineSource {
   name: string;
   size: number;
-  /** Every read is dear: fetch windows and keep them. */
-  windowed: boolean;
+  /** Every read is dear: fetch windows like these and keep them. */
+  windows: EngineWindows | undefined;
   read(offset: number, length: number): Uint8Array | Promise<Uint8Array>;
+  /** Nobody waits for this answer of `read` any more. */
+  cancel(answer: Promise<unknown>): void;
   /** Resolves after the event loop has turned once. */
   turn(): Promise<void>;
+}
+
+/** In bytes, but for `parallel`. */
+export interface EngineWindows {
+  windowBytes: number;
+  longestBytes: number;
+  cacheBytes: number;
+  parallel: number;
 }
 
 /** How a caller follows and stops an operation that may be long. */
 export interface EngineControl {
   cancelled(): boolean;
+  /** Resolves when `cancelled` changes, or when the operation is over; `undefined` where nothing can stop it. */
+  stopped: Promise<void> | undefined;
   progress(done: number, total: number): void;
 }
 
@@ -35,7 +47,12 @@ export type EngineResolve = (wanted: {
 }) => Promise<EngineSource | undefined>;
 
 export class EngineImage {
-  static open(source: EngineSource, options: EngineOptions, resolve: EngineResolve): Promise<EngineImage>;
+  static open(
+    source: EngineSource,
+    options: EngineOptions,
+    resolve: EngineResolve,
+    control: EngineControl,
+  ): Promise<EngineImage>;
   virtualSize(): bigint;
   usedSnapshot(): string | undefined;
   info(): Promise<unknown>;
@@ -49,12 +66,12 @@ export class EngineImage {
     control: EngineControl,
   ): Promise<{ shares: Uint8Array; totals: (number | bigint)[] }>;
   check(control: EngineControl): Promise<unknown>;
-  read(offset: bigint, length: number): Promise<Uint8Array>;
+  read(offset: bigint, length: number, control: EngineControl): Promise<Uint8Array>;
   useSnapshot(idOrName: string | undefined): Promise<void>;
   free(): void;
 }
 
-export function inspect(source: EngineSource): Promise<unknown>;
+export function inspect(source: EngineSource, control: EngineControl): Promise<unknown>;
 
 export default function init(options: { module_or_path: unknown }): Promise<unknown>;
 export function initSync(options: { module: unknown }): unknown;

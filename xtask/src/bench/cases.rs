@@ -165,7 +165,7 @@ fn whole_image() -> Vec<Case> {
             disks::allocated,
             "resize IMAGE 200G",
         ),
-        image("repair 16,384 leaks", disks::leaky, "check -r leaks IMAGE"),
+        image("repair 16,386 leaks", disks::leaky, "check -r leaks IMAGE"),
         image(
             "create 100 GiB",
             disks::absent,

@@ -9,6 +9,15 @@ use crate::image::change::Engine;
 use crate::image::ordering::{OrderingPoint, upheld};
 use crate::storage::{Storage, read_padded};
 
+/// Counts a write that is given up half way.
+pub(super) struct GivenUp<'a>(pub &'a Cell<u64>);
+
+impl Drop for GivenUp<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() + 1);
+    }
+}
+
 impl<S: Storage> Engine<'_, S> {
     /// Writes metadata. A failure leaves it unknown what the file holds, so the image is stopped.
     pub async fn write_metadata(
@@ -40,6 +49,7 @@ impl<S: Storage> Engine<'_, S> {
     }
 
     async fn write(&self, file: &File<S>, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.wait_for_given_up().await?;
         self.state.count(|counts| {
             counts.writes += 1;
             counts.written_bytes += bytes.len() as u64;
@@ -52,7 +62,9 @@ impl<S: Storage> Engine<'_, S> {
         }
         let unflushed = self.unflushed(file);
         unflushed.set(true);
+        let given_up = GivenUp(&self.state.given_up);
         let result = file.storage.write_at(offset, bytes).await;
+        std::mem::forget(given_up);
         // Again: a flush that was called meanwhile covers what had completed before, not this.
         unflushed.set(true);
         if is_image {
@@ -67,6 +79,22 @@ impl<S: Storage> Engine<'_, S> {
                 .set(self.state.writes_ended.get() + 1);
         }
         result
+    }
+
+    /// Waits until what is left of writes that were given up has come: it may go to where the next one goes,
+    /// to a table that was written again since, or to a cluster that is something else's by now.
+    pub(super) async fn wait_for_given_up(&self) -> io::Result<()> {
+        let known = self.state.given_up.get();
+        if known > self.state.waited_for.get() {
+            let data_file = self.qcow2.data_file.iter();
+            for file in data_file.chain([&self.qcow2.file]) {
+                let flushed = self.flush_file(file).await;
+                flushed.map_err(io::Error::other)?;
+            }
+            let waited_for = self.state.waited_for.get().max(known);
+            self.state.waited_for.set(waited_for);
+        }
+        Ok(())
     }
 
     /// Where the file ends after a write that failed. What a write past its end left there is cut off again,

@@ -29,7 +29,9 @@ pub(super) fn check_writable(header: &Header) -> Result<()> {
 }
 
 /// The image is nobody else's.
-pub(crate) struct ForRepair<'a>(#[allow(dead_code)] Exclusive<'a>);
+pub(crate) struct ForRepair<'a> {
+    _held: Exclusive<'a>,
+}
 
 impl<S: Storage> Image<S> {
     /// The engine, for a repair.
@@ -51,7 +53,7 @@ impl<'a, S: Storage> Engine<'a, S> {
             .read_metadata("Could not read qcow2 header", 0, SECTOR as usize)
             .await?;
         self.state.sector_0.replace(sector);
-        Ok(ForRepair(held))
+        Ok(ForRepair { _held: held })
     }
 
     /// Has the header say that there is no refcount table, where there is none: what it points to may be

@@ -5,11 +5,14 @@
 //! (`shadow`, `header`).
 
 mod allocate;
+pub(crate) mod before;
 mod bitmaps;
 mod commit;
 mod compressed;
+mod detach;
 mod guest;
 mod header;
+mod hydrate;
 mod io;
 mod link;
 mod mend;
@@ -23,14 +26,19 @@ mod tests;
 mod tree;
 mod zero;
 
+use std::cell::RefCell;
 use std::ops::Range;
+use std::rc::Rc;
 
 use crate::error::{Error, Result};
+use crate::image::activity::{Activity, UnderWay};
 use crate::image::lock::{Access, RangeGuard};
 use crate::image::{Image, Layer, Qcow2};
 use crate::qcow2::{Encryption, Header};
 use crate::storage::Storage;
 use crate::units::GuestOffset;
+use before::BeforeChange;
+pub(crate) use detach::NeededBy;
 use refcounts::Refcounts;
 use state::Changing;
 
@@ -82,6 +90,12 @@ pub struct ResizeOptions {
     pub shrink: bool,
     /// What is allocated of the space that is added.
     pub preallocation: Preallocation,
+}
+
+/// A range of the disk that an operation of the guest's changes.
+pub(crate) struct Held<'a> {
+    _range: RangeGuard<'a>,
+    _under_way: Option<UnderWay<'a>>,
 }
 
 /// What the engine asked of the storages of an image since it was opened.
@@ -261,23 +275,89 @@ impl<S: Storage> Image<S> {
         &self,
         offset: GuestOffset,
         length: u64,
-    ) -> Result<Option<(Engine<'_, S>, RangeGuard<'_>)>> {
+    ) -> Result<Option<(Engine<'_, S>, Held<'_>)>> {
         let Some(engine) = self.engine()? else {
             self.check_range(offset, length)?;
             return Ok(None);
         };
-        engine.check_guest_data()?;
+        engine.check_change(offset, length)?;
+        let under_way = engine.state.activity.begin();
         engine.prepare().await?;
-        let held = engine.hold(offset, length).await;
+        let range = engine.hold(offset, length).await;
         // Only now: the disk may have been resized while this waited.
         self.check_range(offset, length)?;
+        engine.look_for_others().await?;
+        let bytes = offset.0..offset.0 + length;
+        self.before_change(engine.state, bytes.clone()).await?;
         engine.state.check_running()?;
-        if !engine.state.alone.replace(true) {
-            // Before anything is allocated: what another program has put there would be lost.
-            engine.check_no_other_writer().await?;
-        }
-        engine.track(offset.0..offset.0 + length).await?;
+        engine.track(bytes).await?;
+        let held = Held {
+            _range: range,
+            _under_way: Some(under_way),
+        };
         Ok(Some((engine, held)))
+    }
+
+    /// An operation of the guest's begins.
+    pub(crate) fn begin_operation(&self) -> Option<UnderWay<'_>> {
+        Some(self.changing.as_ref()?.activity.begin())
+    }
+
+    /// What the guest is doing.
+    pub(crate) fn activity(&self) -> Option<&Activity> {
+        self.changing.as_ref().map(|state| &state.activity)
+    }
+
+    /// An error where the image is not open for writing, or takes no more writes.
+    pub(crate) fn check_writable(&self) -> Result<()> {
+        self.engine().map(drop)
+    }
+
+    /// Holds the whole disk, with nothing under way, not even what is left of changes that were given up;
+    /// `None` where it cannot change.
+    pub(crate) async fn hold_all(&self) -> Result<Option<RangeGuard<'_>>> {
+        let Some(state) = &self.changing else {
+            return Ok(None);
+        };
+        let held = state.ranges.lock_all().await;
+        match self.engine()? {
+            Some(engine) => engine
+                .wait_for_given_up()
+                .await
+                .map_err(|error| Error::io("", 0, error))?,
+            None if state.given_up.get() > 0 => self.raw_flush().await?,
+            None => {}
+        }
+        state.check_running()?;
+        Ok(Some(held))
+    }
+
+    /// Holds guest bytes as one who changes them does.
+    pub(crate) async fn hold_to_change(&self, range: Range<u64>) -> Result<Option<RangeGuard<'_>>> {
+        let Some(state) = &self.changing else {
+            return Ok(None);
+        };
+        let held = state.hold(range, 1).await;
+        state.check_running()?;
+        Ok(Some(held))
+    }
+
+    pub(crate) fn add_watcher(&self, watcher: Rc<dyn BeforeChange>) {
+        if let Some(state) = &self.changing {
+            state.watchers.borrow_mut().push(watcher);
+        }
+    }
+
+    pub(crate) fn remove_watcher(&self, watcher: &Rc<dyn BeforeChange>) {
+        if let Some(state) = &self.changing {
+            let mut watchers = state.watchers.borrow_mut();
+            watchers.retain(|other| !Rc::ptr_eq(other, watcher));
+        }
+    }
+
+    /// The ids of snapshots that are not deleted.
+    pub(crate) fn pinned(&self) -> Option<&RefCell<Vec<String>>> {
+        self.changing.as_ref().map(|state| &state.pinned)
     }
 
     /// Holds guest bytes for reading, where the image may be changed meanwhile.
@@ -296,11 +376,18 @@ impl<S: Storage> Image<S> {
 impl<'a, S: Storage> Engine<'a, S> {
     /// Holds the clusters that `length` bytes at `offset` touch.
     async fn hold(&self, offset: GuestOffset, length: u64) -> RangeGuard<'a> {
-        let cluster = self.qcow2.l2_format.cluster_size;
-        let start = cluster.floor(offset.0);
-        let end = offset.0.saturating_add(length).div_ceil(cluster.bytes());
-        let range = start..end.saturating_mul(cluster.bytes());
-        self.state.ranges.lock(range, Access::Exclusive).await
+        let range = offset.0..offset.0.saturating_add(length);
+        self.state.hold(range, self.cluster_bytes()).await
+    }
+
+    /// Looks once an epoch if another program has written to the file, before anything is allocated: what
+    /// it has put there would be lost.
+    async fn look_for_others(&self) -> Result<()> {
+        self.state.check_running()?;
+        if !self.state.alone.replace(true) {
+            self.check_no_other_writer().await?;
+        }
+        Ok(())
     }
 
     /// Refuses what would store bytes that the guest could not read again.
@@ -316,6 +403,18 @@ impl<'a, S: Storage> Engine<'a, S> {
             ));
         }
         self.qcow2.content_file().map(drop)
+    }
+
+    /// The same, for a change of this range: whole clusters need nothing of a backing file.
+    fn check_change(&self, offset: GuestOffset, length: u64) -> Result<()> {
+        let size = self.cluster_bytes();
+        let end = offset.0.saturating_add(length);
+        let whole = offset.is_aligned(size)
+            && (end.is_multiple_of(size) || end == self.image.virtual_size());
+        if whole && self.qcow2.header().encryption == Encryption::None {
+            return self.qcow2.content_file().map(drop);
+        }
+        self.check_guest_data()
     }
 
     /// The same engine as part of a transaction.
@@ -346,17 +445,21 @@ impl<'a, S: Storage> Engine<'a, S> {
 /// Raw images have no tables: what the guest asks is what the storage is asked.
 impl<S: Storage> Image<S> {
     async fn raw_write(&self, offset: GuestOffset, data: &[u8]) -> Result<()> {
-        let Layer::Raw(raw) = self.top() else {
+        let (Layer::Raw(raw), Some(state)) = (self.top(), &self.changing) else {
             return Ok(());
         };
+        let _under_way = state.activity.begin();
+        let range = offset.0..offset.0.saturating_add(data.len() as u64);
+        let _held = state.hold(range.clone(), 1).await;
+        self.before_change(state, range).await?;
         self.count_raw(|counts| {
             counts.writes += 1;
             counts.written_bytes += data.len() as u64;
         });
-        let _held = self.hold_raw(offset, data.len() as u64).await;
-        raw.write(offset, data)
-            .await
-            .map_err(|error| Error::io("", offset.0, error))
+        let given_up = io::GivenUp(&state.given_up);
+        let result = raw.write(offset, data).await;
+        std::mem::forget(given_up);
+        result.map_err(|error| Error::io("", offset.0, error))
     }
 
     async fn raw_zeroes(&self, offset: GuestOffset, length: u64) -> Result<()> {
@@ -384,12 +487,6 @@ impl<S: Storage> Image<S> {
                 source,
             })
         })
-    }
-
-    async fn hold_raw(&self, offset: GuestOffset, length: u64) -> Option<RangeGuard<'_>> {
-        let state = self.changing.as_ref()?;
-        let range = offset.0..offset.0.saturating_add(length);
-        Some(state.ranges.lock(range, Access::Exclusive).await)
     }
 
     fn count_raw(&self, add: impl FnOnce(&mut IoCounts)) {

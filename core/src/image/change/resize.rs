@@ -50,6 +50,9 @@ impl<S: Storage> Image<S> {
             ));
         }
         let _held = state.ranges.lock_all().await;
+        if size < raw.file_len() {
+            state.check_unwatched()?;
+        }
         let failed = |error| Error::io("Could not resize file", size, error);
         let old = raw.file_len();
         raw.set_len(size).await.map_err(failed)?;
@@ -87,6 +90,7 @@ impl<S: Storage> Engine<'_, S> {
         self.check_bitmaps_can_be(size).await?;
         let old = self.qcow2.header().size;
         if size < old {
+            self.state.check_unwatched()?;
             self.shrink(size).await
         } else {
             self.grow(old, size, preallocation).await

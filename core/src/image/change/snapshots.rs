@@ -81,10 +81,8 @@ impl<'a> Exclusive<'a> {
 
     /// The same, of an image that need not be ready for changes.
     pub async fn hold<S: Storage>(engine: &Engine<'a, S>) -> Result<Self> {
+        let held = Self::uncommitted(engine).await?;
         let state: &'a Changing = engine.state;
-        let ranges = state.ranges.lock_all().await;
-        let committing = state.commits.lock_all().await;
-        state.check_running()?;
         let waiting = {
             let epoch = state.epoch.borrow();
             !epoch.unlinked.is_empty()
@@ -94,6 +92,15 @@ impl<'a> Exclusive<'a> {
         if waiting {
             engine.commit_held(None).await?;
         }
+        Ok(held)
+    }
+
+    /// The whole image, with whatever waits for a commit.
+    pub async fn uncommitted<S: Storage>(engine: &Engine<'a, S>) -> Result<Self> {
+        let state: &'a Changing = engine.state;
+        let ranges = state.ranges.lock_all().await;
+        let committing = state.commits.lock_all().await;
+        state.check_running()?;
         Ok(Self {
             _ranges: ranges,
             _committing: committing,
@@ -130,7 +137,13 @@ impl<S: Storage> Engine<'_, S> {
         }
         let mut shadow = Shadow::new(self);
         let mut l1 = self.qcow2.root.borrow().l1.clone();
-        for entry in &mut l1 {
+        // Behind the disk's end stands the machine state of a snapshot that was gone back to. The new one does not
+        // refer to it where it has a machine state of its own.
+        let shared = match new.vm_state.is_empty() {
+            true => l1.len(),
+            false => self.qcow2.header().l1_entries_for(self.qcow2.header().size) as usize,
+        };
+        for entry in l1.iter_mut().take(shared) {
             *entry = share_table(&mut shadow, *entry).await?;
         }
         // The active state gets a table of its own; COPIED is clear in both (M2).
@@ -166,6 +179,7 @@ impl<S: Storage> Engine<'_, S> {
     }
 
     async fn apply_snapshot(&self, id_or_name: &str) -> Result<()> {
+        self.state.check_unwatched()?;
         let (_, snapshot) = self.find_snapshot(id_or_name)?;
         let mut shadow = Shadow::new(self);
         let mut l1 = self.read_snapshot_l1(&snapshot).await?;
@@ -189,6 +203,11 @@ impl<S: Storage> Engine<'_, S> {
 
     async fn delete_snapshot(&self, id_or_name: &str) -> Result<()> {
         let (index, snapshot) = self.find_snapshot(id_or_name)?;
+        if self.state.pinned.borrow().contains(&snapshot.id) {
+            return Err(Error::Refused(
+                format!("The snapshot '{}' is being read by a view", snapshot.name).into(),
+            ));
+        }
         let mut snapshots = self.qcow2.snapshots().to_vec();
         snapshots.remove(index);
         let mut shadow = Shadow::new(self);
@@ -217,9 +236,13 @@ impl<S: Storage> Engine<'_, S> {
     ) -> Result<()> {
         let size_now = self.qcow2.header().size;
         let mut bytes = Vec::new();
+        let coverage = self.qcow2.header().l1_coverage();
         for snapshot in snapshots.iter_mut() {
-            bytes.extend(snapshot.encode(size_now));
-            snapshot.disk_size.get_or_insert(size_now);
+            // The disk may have been smaller then: more than its table covers cannot be read.
+            let covered = u64::from(snapshot.l1_entries).saturating_mul(coverage);
+            let size = size_now.min(covered);
+            bytes.extend(snapshot.encode(size));
+            snapshot.disk_size.get_or_insert(size);
         }
         check_table_length(bytes.len() as u64, 0)?;
         let (old, old_bytes) = {

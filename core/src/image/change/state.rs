@@ -3,12 +3,16 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::rc::Rc;
 
 use crate::error::{Error, Result};
+use crate::image::activity::Activity;
 use crate::image::change::IoCounts;
+use crate::image::change::before::BeforeChange;
 use crate::image::change::bitmaps::Tracking;
 use crate::image::change::refcounts::Refcounts;
-use crate::image::lock::RangeLock;
+use crate::image::lock::{Access, RangeGuard, RangeLock};
+use crate::image::ordering::{OrderingPoint, upheld};
 use crate::units::HostOffset;
 
 /// The state of writing to one image.
@@ -41,6 +45,9 @@ pub(crate) struct Changing {
     /// known.
     pub writes_begun: Cell<u64>,
     pub writes_ended: Cell<u64>,
+    /// How many writes were given up half way, and how many of those surely come no more.
+    pub given_up: Cell<u64>,
+    pub waited_for: Cell<u64>,
     /// No byte from here on was ever written: what is allocated there reads as zeros.
     pub virgin_from: Cell<u64>,
     /// Whether anything was written to the image's file that no flush has covered.
@@ -49,6 +56,14 @@ pub(crate) struct Changing {
     pub data_unflushed: Cell<bool>,
     /// Where the next compressed cluster may go: the unused end of a host cluster that has some.
     pub packing: Cell<Option<HostOffset>>,
+    /// Who is asked before the guest's disk changes.
+    pub watchers: RefCell<Vec<Rc<dyn BeforeChange>>>,
+    /// The ids of snapshots that views read: they are not deleted meanwhile.
+    pub pinned: RefCell<Vec<String>>,
+    /// Whether the backing file has been dropped since the image was opened.
+    pub detached: Cell<bool>,
+    /// The guest's operations that are under way.
+    pub activity: Activity,
 }
 
 impl std::fmt::Debug for Changing {
@@ -98,10 +113,16 @@ impl Changing {
             physical_len: Cell::new(physical_len),
             writes_begun: Cell::new(0),
             writes_ended: Cell::new(0),
+            given_up: Cell::new(0),
+            waited_for: Cell::new(0),
             virgin_from: Cell::new(physical_len),
             unflushed: Cell::new(false),
             data_unflushed: Cell::new(false),
             packing: Cell::new(None),
+            watchers: RefCell::default(),
+            pinned: RefCell::default(),
+            detached: Cell::new(false),
+            activity: Activity::default(),
         }
     }
 
@@ -122,6 +143,25 @@ impl Changing {
             .borrow_mut()
             .get_or_insert_with(|| error.to_string());
         error
+    }
+
+    /// Holds `range` to change it, and as much around it as the multiples of `own` bytes and those of whoever
+    /// is asked before.
+    pub async fn hold(&self, range: Range<u64>, own: u64) -> RangeGuard<'_> {
+        loop {
+            let granule = self.granule(own);
+            let start = range.start / granule * granule;
+            let end = range.end.div_ceil(granule).saturating_mul(granule);
+            let access = match upheld(OrderingPoint::DrainBeforeOverwrite) {
+                true => Access::Exclusive,
+                false => Access::Shared,
+            };
+            let held = self.ranges.lock(start..end, access).await;
+            // Somebody who asks for more may have come while this waited.
+            if self.granule(own) == granule {
+                return held;
+            }
+        }
     }
 
     /// Notes that host cluster `cluster` lost a reference.

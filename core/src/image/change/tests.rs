@@ -380,6 +380,11 @@ fn a_machine_state_is_kept_behind_the_disk() {
     now(reader.read_vm_state(0, &mut read)).unwrap();
     assert_eq!(read, state);
     assert!(now(reader.read_vm_state(1, &mut read)).is_err());
+    // Gone back to, the active state has the machine state too, and the next snapshot one of its own.
+    now(image.apply_snapshot(&id)).unwrap();
+    let second = now(image.create_snapshot(&snapshot)).unwrap();
+    assert_clean(&storage);
     now(image.delete_snapshot(&id)).unwrap();
+    now(image.delete_snapshot(&second)).unwrap();
     assert_clean(&storage);
 }

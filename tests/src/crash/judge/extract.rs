@@ -62,6 +62,7 @@ impl Walk<'_, '_> {
     pub fn extract(&mut self, backing: &[Content]) -> Judged<(Unnumbered, Vec<Bytes>)> {
         let structure = self.structure()?;
         let (header, entries) = (structure.header, structure.snapshots);
+        let backing = if header.backing { backing } else { &[] };
         let mut new = Vec::new();
         let roots = std::mem::take(&mut self.map.roots);
         let count = |bytes: u64| bytes as usize / SECTOR;

@@ -7,7 +7,7 @@
 //! ask splits into one question per sector: every version of a refcount block must count what the mapping
 //! refers to (`refcounts`), and every version of a data sector must be a legal value of the guest's sector
 //! that it is mapped to (`guest`). An image is good where all answers are yes, so all images are good
-//! exactly where each version of each sector is. No image is left out, and `tests/crash_judge.rs` compares
+//! exactly where each version of each sector is. No image is left out, and `tests/tests/crash/judge.rs` compares
 //! this with judging them one by one.
 
 mod bitmaps;

@@ -4,7 +4,7 @@ mod commands;
 mod look;
 mod read;
 mod request;
-mod session;
+pub(super) mod session;
 mod units;
 mod write;
 

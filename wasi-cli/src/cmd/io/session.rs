@@ -1,6 +1,7 @@
 //! What is kept between commands: the open image, and how it was opened.
 
 use std::io::{BufRead, Write};
+use std::rc::Rc;
 
 use oxcow::{Image, OpenOptions};
 
@@ -142,9 +143,10 @@ impl Opening {
         };
         let image = open::open_with(&name, &options, handling).map_err(|e| self.failed(&e))?;
         open::check_readable(&image).map_err(|error| self.failed(&error))?;
+        image.set_copy_on_read(self.copy_on_read);
         Ok(Open {
             guessed_raw: open::is_guessed_raw(&name, &image),
-            image,
+            image: Rc::new(image),
             writable,
             opening: self,
         })
@@ -153,7 +155,7 @@ impl Opening {
 
 /// An image that commands work on.
 pub struct Open {
-    pub image: Image<FileStorage>,
+    pub image: Rc<Image<FileStorage>>,
     /// Whether commands may write.
     pub writable: bool,
     /// Whether its first sector must not become what could be taken for another format.
@@ -276,7 +278,8 @@ impl<'a> Session<'a> {
         code
     }
 
-    fn command(&mut self, line: &str) -> Done {
+    /// Runs one command.
+    pub fn command(&mut self, line: &str) -> Done {
         let words: Vec<&str> = line.split_whitespace().collect();
         let [name, args @ ..] = &words[..] else {
             return Done::Well;

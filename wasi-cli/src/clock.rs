@@ -1,0 +1,54 @@
+//! The time, for what the engine does in the background.
+
+use std::future::poll_fn;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use oxcow::hydrate::Clock;
+
+/// The system's clock. Waiting gives way to whatever else there is to do; there is one thread.
+#[derive(Debug)]
+pub struct SystemClock(Instant);
+
+impl SystemClock {
+    /// A clock that begins now.
+    pub fn new() -> Self {
+        Self(Instant::now())
+    }
+}
+
+/// As long as a wait sleeps at once, so that one for a second is not a second of full speed.
+const NAP: Duration = Duration::from_millis(1);
+
+impl Clock for &SystemClock {
+    fn now(&self) -> Duration {
+        self.0.elapsed()
+    }
+
+    async fn sleep(&self, time: Duration) {
+        let end = self.now() + time;
+        poll_fn(|context| {
+            if self.now() >= end {
+                return Poll::Ready(());
+            }
+            context.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+/// As [`block_on`](crate::file::block_on), for futures that may wait for the clock: where a turn brought
+/// nothing forward, the processor rests.
+pub fn block_on_clock<F: Future>(future: F, mut busy: impl FnMut() -> bool) -> F::Output {
+    let mut future = std::pin::pin!(future);
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
+            return output;
+        }
+        if !busy() {
+            std::thread::sleep(NAP);
+        }
+    }
+}
