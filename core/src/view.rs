@@ -65,10 +65,6 @@ impl<S: Storage> Image<S> {
         // No transaction moves header and snapshot table meanwhile.
         let _held = self.hold_for_reading(0..u64::MAX).await?;
         let top = self.top();
-        let file = match top {
-            Layer::Raw(raw) => raw.file(),
-            Layer::Qcow2(qcow2) => qcow2.file(),
-        };
         let options = OpenOptions {
             format: Some(top.format()),
             backing: match self.layers().len() {
@@ -80,7 +76,7 @@ impl<S: Storage> Image<S> {
             probe_backing: true,
             ..OpenOptions::default()
         };
-        let mut image = Image::open(borrowed(file), &options, &Again { image: self }).await?;
+        let mut image = Image::open(borrowed(top.file()), &options, &Again { image: self }).await?;
         image.use_snapshot(id).await?;
         Ok(image)
     }
@@ -161,8 +157,7 @@ impl<'a, S: Storage> Resolver for Again<'a, S> {
     async fn resolve(&self, wanted: &Wanted<'_>) -> Result<File<&'a S>> {
         let layer = self.image.layers().get(wanted.depth);
         let file = match (wanted.role, layer) {
-            (Role::Backing, Some(Layer::Raw(raw))) => Some(raw.file()),
-            (Role::Backing, Some(Layer::Qcow2(qcow2))) => Some(qcow2.file()),
+            (Role::Backing, Some(layer)) => Some(layer.file()),
             (Role::DataFile, Some(Layer::Qcow2(qcow2))) => qcow2.data_file(),
             _ => None,
         };

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use oxcow::hydrate::Clock;
 
+use crate::file::block_on_between;
+
 /// The system's clock. Waiting gives way to whatever else there is to do; there is one thread.
 #[derive(Debug)]
 pub struct SystemClock(Instant);
@@ -41,14 +43,9 @@ impl Clock for &SystemClock {
 /// As [`block_on`](crate::file::block_on), for futures that may wait for the clock: where a turn brought
 /// nothing forward, the processor rests.
 pub fn block_on_clock<F: Future>(future: F, mut busy: impl FnMut() -> bool) -> F::Output {
-    let mut future = std::pin::pin!(future);
-    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    loop {
-        if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
-            return output;
-        }
+    block_on_between(future, || {
         if !busy() {
             std::thread::sleep(NAP);
         }
-    }
+    })
 }

@@ -14,6 +14,11 @@ use crate::scratch::Scratch;
 
 /// Runs a future whose every storage is a [`FileStorage`]: it never has to wait for anything.
 pub fn block_on<F: Future>(future: F) -> F::Output {
+    block_on_between(future, || {})
+}
+
+/// The same for futures that may ask for more turns: calls `between` after every one that did not end them.
+pub fn block_on_between<F: Future>(future: F, mut between: impl FnMut()) -> F::Output {
     let mut future = pin!(future);
     let mut context = Context::from_waker(Waker::noop());
     loop {
@@ -21,6 +26,7 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
         if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
             return output;
         }
+        between();
     }
 }
 

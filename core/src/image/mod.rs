@@ -20,6 +20,7 @@ use std::ops::Range;
 
 use futures_util::future::LocalBoxFuture;
 
+use crate::chain::File;
 use crate::error::{Error, Result};
 use crate::probe::Format;
 use crate::qcow2::{Compressed, Run, RunKind};
@@ -59,13 +60,19 @@ pub enum Layer<S> {
 }
 
 impl<S: Storage> Layer<S> {
+    /// The file: of a qcow2 image the one that holds its metadata.
+    #[must_use]
+    pub fn file(&self) -> &File<S> {
+        match self {
+            Self::Raw(raw) => raw.file(),
+            Self::Qcow2(qcow2) => qcow2.file(),
+        }
+    }
+
     /// The name it was opened by.
     #[must_use]
     pub fn name(&self) -> &str {
-        match self {
-            Self::Raw(raw) => &raw.file().name,
-            Self::Qcow2(qcow2) => &qcow2.file().name,
-        }
+        &self.file().name
     }
 
     /// Its format.

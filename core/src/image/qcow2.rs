@@ -8,7 +8,7 @@ use crate::codec::{Compressor, Decompressor};
 use crate::error::{Error, Place, Result, Structure};
 use crate::image::clock::Clock;
 use crate::image::tables::TableCache;
-use crate::qcow2::header::{TableClaim, TableRules};
+use crate::qcow2::header::{Table, TableClaim, TableRules};
 use crate::qcow2::{
     Autoclear, Bitmap, COPIED, Extensions, Header, L2Format, MAX_L1_BYTES, OFFSET_MASK, RawHeader,
     Snapshot, bitmap::Directory, snapshot,
@@ -188,14 +188,7 @@ impl<S: Storage> Qcow2<S> {
 
     /// Makes `snapshot` what [`crate::Image`] reads, at the snapshot's own size.
     pub(crate) async fn use_snapshot(&self, snapshot: &Snapshot) -> Result<()> {
-        let table = self.table_rules().check(&TableClaim {
-            name: "Snapshot L1 table",
-            structure: Structure::L1Table,
-            offset: snapshot.l1_offset.0,
-            entries: snapshot.l1_entries.into(),
-            entry_bytes: 8,
-            limit_bytes: MAX_L1_BYTES,
-        })?;
+        let table = self.snapshot_l1_table(snapshot)?;
         let size = snapshot.disk_size.unwrap_or(self.header().size);
         if self.header().l1_entries_for(size) > u64::from(table.entries)
             && snapshot.disk_size.is_some()
@@ -208,13 +201,7 @@ impl<S: Storage> Qcow2<S> {
                 Place::at(Structure::L1Table, snapshot.l1_offset.0),
             ));
         }
-        let l1 = read_table(
-            &self.file.storage,
-            table.offset,
-            table.entries,
-            "Could not read L1 table",
-        )
-        .await?;
+        let l1 = self.read_l1(table).await?;
         self.root.replace(Root {
             l1,
             l1_offset: table.offset,
@@ -222,6 +209,29 @@ impl<S: Storage> Qcow2<S> {
             vm_state_size: snapshot.vm_state_size,
         });
         Ok(())
+    }
+
+    /// Where the L1 table of `snapshot` stands, checked.
+    fn snapshot_l1_table(&self, snapshot: &Snapshot) -> Result<Table> {
+        self.table_rules().check(&TableClaim {
+            name: "Snapshot L1 table",
+            structure: Structure::L1Table,
+            offset: snapshot.l1_offset.0,
+            entries: snapshot.l1_entries.into(),
+            entry_bytes: 8,
+            limit_bytes: MAX_L1_BYTES,
+        })
+    }
+
+    async fn read_l1(&self, table: Table) -> Result<Vec<u64>> {
+        let what = "Could not read L1 table";
+        read_table(&self.file.storage, table.offset, table.entries, what).await
+    }
+
+    /// The L1 table of `snapshot`.
+    pub(crate) async fn read_snapshot_l1(&self, snapshot: &Snapshot) -> Result<Vec<u64>> {
+        let table = self.snapshot_l1_table(snapshot)?;
+        self.read_l1(table).await
     }
 
     /// The file that holds guest data.

@@ -2,7 +2,7 @@
 
 use oxcow::chain::MAX_CHAIN;
 use oxcow::info::{self, ImageInfo, SnapshotInfo};
-use oxcow::{Image, Layer};
+use oxcow::Image;
 use serde_json::Value;
 
 use super::{Command, Context, Output};
@@ -109,10 +109,7 @@ fn collect(source: &Source, given: String, chain: bool) -> Result<Vec<ImageInfo>
 fn describe(image: &Image<FileStorage>, given: &str) -> Result<ImageInfo, Failure> {
     let layer = image.top();
     let mut info = block_on(info::info(layer)).map_err(|error| could_not_open(given, error))?;
-    let file = match layer {
-        Layer::Raw(raw) => raw.file(),
-        Layer::Qcow2(qcow2) => qcow2.file(),
-    };
+    let file = layer.file();
     info.actual_size = file.storage.allocated();
     for child in &mut info.children {
         child.info.actual_size = info.actual_size;

@@ -66,7 +66,7 @@ impl<S: Storage> Engine<'_, S> {
 
     /// Whether a snapshot leaves anything in the first `backed` bytes to the backing file.
     async fn leaves_open(&self, snapshot: &crate::qcow2::Snapshot, backed: u64) -> Result<bool> {
-        let l1 = self.read_snapshot_l1(snapshot).await?;
+        let l1 = self.qcow2.read_snapshot_l1(snapshot).await?;
         let format = self.qcow2.l2_format;
         let size = self.cluster_bytes();
         let coverage = self.qcow2.header().l1_coverage();

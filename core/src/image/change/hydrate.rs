@@ -138,9 +138,10 @@ impl<S: Storage> Image<S> {
 impl<S: Storage> Layer<S> {
     /// A source that has another length than when it was opened is another source.
     async fn check_unchanged(&self) -> Result<()> {
-        let (file, known) = match self {
-            Self::Raw(raw) => (raw.file(), raw.file_len()),
-            Self::Qcow2(qcow2) => (qcow2.file(), qcow2.file_len()),
+        let file = self.file();
+        let known = match self {
+            Self::Raw(raw) => raw.file_len(),
+            Self::Qcow2(qcow2) => qcow2.file_len(),
         };
         let length = file.storage.len().await;
         let length = length.map_err(|error| Error::io("Could not get image size", 0, error))?;

@@ -26,8 +26,8 @@ impl<S: Storage> Engine<'_, S> {
         offset: u64,
         bytes: &[u8],
     ) -> Result<()> {
-        let result = self.write(&self.qcow2.file, offset, bytes).await;
-        result.map_err(|error| self.state.stop(Error::io(what, offset, error)))
+        let result = self.write_unlinked(what, offset, bytes).await;
+        result.map_err(|error| self.state.stop(error))
     }
 
     /// Writes guest data to where nothing durable points, or over what was there. A failure is the

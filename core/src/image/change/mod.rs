@@ -95,7 +95,7 @@ pub struct ResizeOptions {
 /// A range of the disk that an operation of the guest's changes.
 pub(crate) struct Held<'a> {
     _range: RangeGuard<'a>,
-    _under_way: Option<UnderWay<'a>>,
+    _under_way: UnderWay<'a>,
 }
 
 /// What the engine asked of the storages of an image since it was opened.
@@ -293,7 +293,7 @@ impl<S: Storage> Image<S> {
         engine.track(bytes).await?;
         let held = Held {
             _range: range,
-            _under_way: Some(under_way),
+            _under_way: under_way,
         };
         Ok(Some((engine, held)))
     }

@@ -182,7 +182,7 @@ impl<S: Storage> Engine<'_, S> {
         self.state.check_unwatched()?;
         let (_, snapshot) = self.find_snapshot(id_or_name)?;
         let mut shadow = Shadow::new(self);
-        let mut l1 = self.read_snapshot_l1(&snapshot).await?;
+        let mut l1 = self.qcow2.read_snapshot_l1(&snapshot).await?;
         let size = snapshot.disk_size.unwrap_or(self.qcow2.header().size);
         let needed = self.qcow2.header().l1_entries_for(size) as usize;
         if l1.len() < needed {
@@ -211,7 +211,7 @@ impl<S: Storage> Engine<'_, S> {
         let mut snapshots = self.qcow2.snapshots().to_vec();
         snapshots.remove(index);
         let mut shadow = Shadow::new(self);
-        let snapshot_l1 = self.read_snapshot_l1(&snapshot).await?;
+        let snapshot_l1 = self.qcow2.read_snapshot_l1(&snapshot).await?;
         shadow.add_tree(&snapshot_l1, -1).await?;
         let bytes = u64::from(snapshot.l1_entries) * 8;
         shadow.free_table(snapshot.l1_offset.0, bytes).await?;

@@ -7,9 +7,8 @@ use crate::error::{Error, Place, Result, Structure};
 use crate::image::change::Engine;
 use crate::image::change::shadow::Shadow;
 use crate::qcow2::bytes::be64_table;
-use crate::qcow2::header::TableClaim;
 use crate::qcow2::l2::L2Entry;
-use crate::qcow2::{COPIED, L2Format, MAX_L1_BYTES, OFFSET_MASK, Snapshot};
+use crate::qcow2::{COPIED, L2Format, OFFSET_MASK};
 use crate::storage::Storage;
 use crate::units::HostOffset;
 
@@ -100,25 +99,6 @@ impl L2Table {
 }
 
 impl<S: Storage> Engine<'_, S> {
-    /// The L1 table of `snapshot`.
-    pub async fn read_snapshot_l1(&self, snapshot: &Snapshot) -> Result<Vec<u64>> {
-        let table = self.qcow2.table_rules().check(&TableClaim {
-            name: "Snapshot L1 table",
-            structure: Structure::L1Table,
-            offset: snapshot.l1_offset.0,
-            entries: snapshot.l1_entries.into(),
-            entry_bytes: 8,
-            limit_bytes: MAX_L1_BYTES,
-        })?;
-        crate::image::qcow2::read_table(
-            &self.qcow2.file.storage,
-            table.offset,
-            table.entries,
-            "Could not read L1 table",
-        )
-        .await
-    }
-
     /// The L2 table that an L1 entry points to; `None` where it points nowhere.
     pub async fn read_l2(&self, l1_entry: u64) -> Result<Option<(u64, L2Table)>> {
         let offset = l1_entry & OFFSET_MASK;
