@@ -1,8 +1,8 @@
 //! `info`: what is known about an image, and about the images it stands on.
 
+use oxcow::Image;
 use oxcow::chain::MAX_CHAIN;
 use oxcow::info::{self, ImageInfo, SnapshotInfo};
-use oxcow::Image;
 use serde_json::Value;
 
 use super::{Command, Context, Output};
