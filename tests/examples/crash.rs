@@ -54,7 +54,7 @@ fn parse(args: &[String]) -> Result<Options, String> {
         campaign: Campaign {
             continue_one_in: 16,
             kill_one_in: 64,
-            fail_one_in: 256,
+            fail_one_in: 64,
             ..Campaign::of_length(3)
         },
         fresh: false,

@@ -1,9 +1,15 @@
 //! Every script of at most two operations from every start state, cut at every moment; and what comes after.
 
+use std::rc::Rc;
 use std::time::Instant;
 
+use oxcow_tests::crash::bench::Bench;
 use oxcow_tests::crash::campaign::{Campaign, Outcome};
 use oxcow_tests::crash::engine::Oxcow;
+use oxcow_tests::crash::fault::Fault;
+use oxcow_tests::crash::faults::Faults;
+use oxcow_tests::crash::script::Op;
+use oxcow_tests::crash::starts::StartKind;
 use oxcow_tests::parallel;
 
 /// Does a campaign on all cores and prints its figures.
@@ -66,4 +72,16 @@ fn failing_storages() {
         ..Campaign::of_length(2)
     };
     conduct("failing storages", &campaign);
+}
+
+/// Found by the long run: the write that comes last goes over a cluster in which the file ends within a sector,
+/// fails after a part of it has landed, and what is cut off then was half a sector of the guest's.
+#[test]
+fn a_write_that_failed_half_way_leaves_whole_sectors() {
+    let bench: Rc<Bench> = Bench::new(StartKind::ExtendedL2Snapshot);
+    let script = [Op::ZeroesUnmap, Op::WriteBytes, Op::WriteHole];
+    for at in 0..6 {
+        let result = Faults::default().one::<Oxcow>(&bench, &script, Fault::ShortWrite, at);
+        assert!(result.is_ok(), "{}", result.unwrap_err());
+    }
 }

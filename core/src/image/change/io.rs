@@ -98,14 +98,17 @@ impl<S: Storage> Engine<'_, S> {
     }
 
     /// Where the file ends after a write that failed. What a write past its end left there is cut off again,
-    /// where no other is under way: on a full disk the tables need that room.
+    /// where no other is under way: on a full disk the tables need that room. The cluster that the file ended
+    /// in is kept whole: a guest's write over it may have landed in part, and I4 wants each sector of the
+    /// guest's to be the old or the new one, not one cut in two.
     async fn end_after_failure(&self) -> u64 {
         let storage = &self.qcow2.file.storage;
         let known = self.state.physical_len.get();
+        let kept = known.next_multiple_of(self.cluster_bytes());
         let end = storage.len().await.unwrap_or(known);
         let alone = self.state.writes_begun.get() == self.state.writes_ended.get() + 1;
-        if end > known && alone && storage.set_len(known).await.is_ok() {
-            return known;
+        if end > kept && alone && storage.set_len(kept).await.is_ok() {
+            return kept;
         }
         end
     }
