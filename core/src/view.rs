@@ -62,11 +62,7 @@ impl<S: Storage> Image<S> {
 
     /// The same files once more, at a snapshot: its tables and clusters never change (S1).
     async fn open_again(&self, id: &str) -> Result<Image<&S>> {
-        // No transaction moves header and snapshot table meanwhile.
-        let _held = self.hold_for_reading(0..u64::MAX).await?;
-        let top = self.top();
         let options = OpenOptions {
-            format: Some(top.format()),
             backing: match self.layers().len() {
                 1 => Backing::Ignore,
                 _ => Backing::Open,
@@ -76,8 +72,35 @@ impl<S: Storage> Image<S> {
             probe_backing: true,
             ..OpenOptions::default()
         };
-        let mut image = Image::open(borrowed(top.file()), &options, &Again { image: self }).await?;
-        image.use_snapshot(id).await?;
+        let file = borrowed(self.top().file());
+        self.open_snapshot(file, &options, &Again { image: self }, id)
+            .await
+    }
+
+    /// The disk as it was when the snapshot with this id, or else this name, was taken. `file` is this
+    /// image's own file: it is opened once more, for reading, while nothing replaces its tables. For
+    /// storages that can be shared; whoever reads the snapshot sees to it that it is not deleted meanwhile,
+    /// as [`view`](Self::view) does by itself.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](Image::open) and [`use_snapshot`](Image::use_snapshot).
+    pub async fn open_snapshot<R: Resolver>(
+        &self,
+        file: File<R::Storage>,
+        options: &OpenOptions,
+        resolver: &R,
+        id_or_name: &str,
+    ) -> Result<Image<R::Storage>> {
+        // No transaction moves header and snapshot table meanwhile.
+        let _held = self.hold_for_reading(0..u64::MAX).await?;
+        let options = OpenOptions {
+            format: Some(self.top().format()),
+            writable: false,
+            ..options.clone()
+        };
+        let mut image = Image::open(file, &options, resolver).await?;
+        image.use_snapshot(id_or_name).await?;
         Ok(image)
     }
 }

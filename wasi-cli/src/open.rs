@@ -5,7 +5,7 @@ use std::cell::RefCell;
 
 use oxcow::qcow2::{Encryption, Version};
 use oxcow::{
-    Backing, Error, File, Format, Image, OpenOptions, Place, Preallocation, Resolver, Role,
+    Backing, Error, File, Format, Image, Layer, OpenOptions, Place, Preallocation, Resolver, Role,
     Structure, Wanted,
 };
 
@@ -315,15 +315,6 @@ impl Opener {
     }
 }
 
-/// Opens an existing file to be written into.
-pub fn open_target(path: &str) -> Result<File<FileStorage>, Error> {
-    let opener = Opener {
-        writable: true,
-        ..Opener::default()
-    };
-    opener.open(path)
-}
-
 /// Opens whatever an image names, as far as the sandbox reaches.
 struct SandboxResolver {
     opener: Opener,
@@ -396,17 +387,18 @@ pub fn parse_preallocation(name: &str) -> Result<Preallocation, Failure> {
 
 /// Every file that `image` reads from, to keep a command from writing over its own source.
 pub fn identities(image: &Image<FileStorage>) -> Vec<Identity> {
-    let mut all = Vec::new();
-    for layer in image.layers() {
-        match layer {
-            oxcow::Layer::Raw(raw) => all.extend(raw.file().storage.identity()),
-            oxcow::Layer::Qcow2(qcow2) => {
-                all.extend(qcow2.file().storage.identity());
-                all.extend(qcow2.data_file().and_then(|file| file.storage.identity()));
-            }
-        }
-    }
-    all
+    image.layers().iter().flat_map(files_of).collect()
+}
+
+/// The files that `image` is stored in, without those that it stands on.
+pub fn own_identities(image: &Image<FileStorage>) -> Vec<Identity> {
+    files_of(image.top())
+}
+
+fn files_of(layer: &Layer<FileStorage>) -> Vec<Identity> {
+    let data_file = layer.as_qcow2().and_then(|qcow2| qcow2.data_file());
+    let files = std::iter::once(layer.file()).chain(data_file);
+    files.filter_map(|file| file.storage.identity()).collect()
 }
 
 /// The cache modes of `-t` and `-T`: checked, though a sandbox has only one.

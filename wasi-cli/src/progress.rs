@@ -41,6 +41,12 @@ impl Progress {
         }
     }
 
+    /// Everything is done, whether or not that was printed already.
+    pub fn finish(&mut self) {
+        self.printed = None;
+        self.at(1, 1);
+    }
+
     /// Ends the line. Not on drop: an error's words come first.
     pub fn end(self) {
         if self.enabled {

@@ -6,10 +6,16 @@
  * - `not-this-format`: the bytes are not of the format they were opened as.
  * - `unsupported`: a valid image asks for something that this version does not do.
  * - `corrupt`: the image contradicts its specification.
- * - `refused`: a file named inside the image was not supplied.
+ * - `refused`: a file named inside the image was not supplied, or something stands in the way that is not to be
+ *   changed unasked: a storage that is not empty, a snapshot that is being read.
  * - `out-of-range`: an offset, length or snapshot that the image does not have.
  * - `dependency`: a supplied backing or data file could not be opened; `cause` says why.
  * - `cancelled`: the caller's `AbortSignal` stopped it.
+ * - `busy`: the file is open elsewhere, in another tab for instance.
+ * - `no-space`: the storage is full, or the browser's quota is. The image is good, and what was flushed is there.
+ * - `read-only`: the image was not opened for writing, or its storage cannot be written to.
+ * - `stopped`: an earlier write of the image's own tables or a flush failed, so that nothing more is written. What was
+ *   flushed before is safe: open it again.
  * - `closed`: the image or the engine was closed before.
  * - `internal`: the engine failed; start another one.
  */
@@ -23,6 +29,10 @@ export type ErrorCode =
   | 'out-of-range'
   | 'dependency'
   | 'cancelled'
+  | 'busy'
+  | 'no-space'
+  | 'read-only'
+  | 'stopped'
   | 'closed'
   | 'internal';
 
@@ -88,7 +98,13 @@ export function asOxcowError(thrown: unknown): OxcowError {
     return new OxcowError('internal', `The engine stopped: ${thrown.message}`, { cause: thrown });
   }
   const message = thrown instanceof Error ? thrown.message : String(thrown);
-  return new OxcowError('io', message, { cause: thrown });
+  return new OxcowError(isFull(thrown) ? 'no-space' : 'io', message, { cause: thrown });
+}
+
+/** What browsers and what Node throw where a storage is full. */
+function isFull(thrown: unknown): boolean {
+  if (!(thrown instanceof Error)) return false;
+  return thrown.name === 'QuotaExceededError' || ('code' in thrown && (thrown.code === 'ENOSPC' || thrown.code === 'EDQUOT'));
 }
 
 function isRecord(thrown: unknown): thrown is ErrorRecord {

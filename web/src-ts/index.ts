@@ -18,7 +18,11 @@ import type { Engine } from './types.js';
 export { OxcowError, type ErrorCode, type Place } from './errors.js';
 export { httpSource } from './http/source.js';
 export type { ModuleSource } from './local.js';
+export { memoryStorage } from './storage/memory.js';
+export { opfs, type StorageEstimate, type StoredFile } from './storage/opfs.js';
+export type { CustomStorage, MemoryStorage, OpfsFile, Storage } from './storage/types.js';
 export * from './types.js';
+export type * from './writing.js';
 
 export interface StartOptions {
   /** A worker that runs `oxcow/worker`, for bundlers that do not find it by themselves. */

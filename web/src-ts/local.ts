@@ -1,28 +1,16 @@
 // The engine in this thread: what the worker runs, and what Node uses directly.
 
 import { asOxcowError, cancelled, OxcowError } from './errors.js';
-import { toEngineSource } from './source.js';
-import { extentsOf, streamOf, toBigInt, toRange, toSize } from './stream.js';
-import type {
-  Bitmap,
-  CheckReport,
-  DiskImage,
-  Engine,
-  ImageInfo,
-  LongOptions,
-  MapOptions,
-  MapPage,
-  OpenOptions,
-  Overview,
-  OverviewOptions,
-  SafetyReport,
-  Size,
-  Snapshot,
-  Source,
-  StreamOptions,
-  Traffic,
-} from './types.js';
+import { LocalImage } from './local-image.js';
+import { newImage, openEmpty } from './new-image.js';
+import { controlled } from './run.js';
+import { nameOf, openSource } from './source.js';
+import type { Opened } from './storage/engine.js';
+import type { Storage } from './storage/types.js';
+import { toBigInt } from './stream.js';
+import type { Engine, OpenOptions, SafetyReport, Source, Traffic } from './types.js';
 import * as wasm from './wasm/oxcow_web.js';
+import type { CreateOptions, OverlayOptions } from './writing.js';
 
 /** Where the compiled engine comes from. */
 export type ModuleSource = URL | string | Response | BufferSource | WebAssembly.Module;
@@ -36,191 +24,156 @@ export async function loadEngine(module: ModuleSource): Promise<void> {
   }
 }
 
-/** Runs one call of the engine, with its errors as `OxcowError`. */
-async function run<T>(work: () => T | Promise<T>): Promise<T> {
-  try {
-    return await work();
-  } catch (error) {
-    throw asOxcowError(error);
-  }
-}
-
-/** Runs one call of the engine that its caller may follow and stop. */
-async function controlled<T>(options: LongOptions, work: (control: wasm.EngineControl) => T | Promise<T>): Promise<T> {
-  const { signal, onProgress } = options;
-  if (signal?.aborted) throw cancelled(signal);
-  let stop: (() => void) | undefined;
-  const stopped = signal && new Promise<void>((resolve) => (stop = resolve));
-  if (stop) signal?.addEventListener('abort', stop);
-  try {
-    return await run(() =>
-      work({
-        cancelled: () => signal?.aborted ?? false,
-        stopped,
-        progress: (done, total) => onProgress?.(done, total),
-      }),
-    );
-  } finally {
-    // The engine's interest in the promise ends, too: what never settles is never freed.
-    if (stop) signal?.removeEventListener('abort', stop);
-    stop?.();
-  }
-}
-
 /** An engine whose wasm module {@link loadEngine} has loaded. */
 export class LocalEngine implements Engine {
   #images = new Set<LocalImage>();
 
-  async open(source: Source, options: OpenOptions = {}): Promise<LocalImage> {
-    const traffic: Traffic = { bytes: 0, reads: 0 };
-    const { signal } = options;
-    const resolve: wasm.EngineResolve = async (wanted) => {
-      if (signal?.aborted) throw cancelled(signal);
-      const found = await options.resolve?.(wanted);
-      return found && toEngineSource(found, traffic, { name: nameOf(found) ?? wanted.name, signal });
-    };
-    const engineOptions = {
-      format: options.format,
-      ignoreBacking: options.backing === 'ignore',
-      ignoreDataFile: options.dataFile === 'ignore',
-      cacheBytes: options.cacheBytes,
-    };
-    const engineSource = await toEngineSource(source, traffic, { name: options.name, signal });
-    const engine = await controlled(signal ? { signal } : {}, (control) =>
-      wasm.EngineImage.open(engineSource, engineOptions, resolve, control),
-    );
-    const image = new LocalImage(engine, traffic, () => this.#images.delete(image));
-    this.#images.add(image);
-    return image;
+  open(source: Source | Storage, options: OpenOptions = {}): Promise<LocalImage> {
+    return this.#opened(options, async (opening, control) => {
+      const writable = (options.writable || options.repair) ?? false;
+      const engineSource = await opening.file(source, { name: options.name, writable });
+      const engineOptions = {
+        ...opening.options(writable),
+        format: options.format,
+        ignoreBacking: options.backing === 'ignore',
+        ignoreDataFile: options.dataFile === 'ignore',
+        repair: options.repair ?? false,
+      };
+      return wasm.EngineImage.open(engineSource, engineOptions, opening.resolve, control);
+    });
+  }
+
+  create(storage: Storage, options: CreateOptions): Promise<LocalImage> {
+    return this.#new(storage, options, async (opening) => ({
+      ...newImage(options),
+      size: toBigInt(options.size, 'size'),
+      dataFile: options.dataFile && (await opening.file(options.dataFile, { writable: true, create: true })),
+      dataFileRaw: options.dataFileRaw ?? false,
+    }));
+  }
+
+  overlay(storage: Storage, backing: Source, options: OverlayOptions = {}): Promise<LocalImage> {
+    return this.#new(storage, options, async (opening) => ({
+      ...newImage(options),
+      size: options.size === undefined ? undefined : toBigInt(options.size, 'size'),
+      backing: await opening.file(backing, { name: nameOf(backing) ?? options.backingName }),
+      backingName: options.backingName,
+      backingFormat: options.backingFormat,
+    }));
+  }
+
+  async clone(storage: Storage, source: Source, options: OverlayOptions = {}): Promise<LocalImage> {
+    const clone = await this.overlay(storage, source, options);
+    await clone.setCopyOnRead(true);
+    return clone;
   }
 
   async inspect(source: Source, options: { name?: string; signal?: AbortSignal } = {}): Promise<SafetyReport> {
-    const engineSource = await toEngineSource(source, { bytes: 0, reads: 0 }, options);
-    return (await controlled(options, (control) => wasm.inspect(engineSource, control))) as SafetyReport;
-  }
-
-  async close(): Promise<void> {
-    await Promise.all([...this.#images].map((image) => image.close()));
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.close();
-  }
-}
-
-function nameOf(source: Source): string | undefined {
-  return 'name' in source && typeof source.name === 'string' ? source.name : undefined;
-}
-
-/** An image that the engine in this thread has opened. */
-export class LocalImage implements DiskImage {
-  #engine: wasm.EngineImage | undefined;
-  #traffic: Traffic;
-  #closed: () => void;
-  /** Calls under way: the engine's object is freed after the last of them. */
-  #running = new Set<Promise<unknown>>();
-
-  constructor(engine: wasm.EngineImage, traffic: Traffic, closed: () => void) {
-    this.#engine = engine;
-    this.#traffic = traffic;
-    this.#closed = closed;
-  }
-
-  get #open(): wasm.EngineImage {
-    if (!this.#engine) throw new OxcowError('closed', 'The image is closed');
-    return this.#engine;
-  }
-
-  async #run<T>(
-    work: (engine: wasm.EngineImage, control: wasm.EngineControl) => T | Promise<T>,
-    options: LongOptions = {},
-  ): Promise<T> {
-    const engine = this.#open;
-    const running = controlled(options, (control) => work(engine, control));
-    this.#running.add(running);
+    const opened = await openSource(source, noTraffic(), options);
     try {
-      return await running;
+      return (await controlled(options, (control) => wasm.inspect(opened.engine, control))) as SafetyReport;
     } finally {
-      this.#running.delete(running);
+      await opened.close();
     }
   }
 
-  get virtualSize(): Size {
-    return toSize(this.#open.virtualSize());
-  }
-
-  get snapshot(): string | undefined {
-    return this.#open.usedSnapshot();
-  }
-
-  info(): Promise<ImageInfo[]> {
-    return this.#run((engine) => engine.info()) as Promise<ImageInfo[]>;
-  }
-
-  snapshots(): Promise<Snapshot[]> {
-    return this.#run((engine) => engine.snapshots()) as Promise<Snapshot[]>;
-  }
-
-  bitmaps(): Promise<Bitmap[]> {
-    return this.#run((engine) => engine.bitmaps()) as Promise<Bitmap[]>;
-  }
-
-  map(options: MapOptions = {}): Promise<MapPage> {
-    return this.#run((engine, control) => {
-      const { start, length } = toRange(options, this.virtualSize);
-      return engine.map(start, length, options.limit ?? 1000, control);
-    }, options) as Promise<MapPage>;
-  }
-
-  extents(options?: MapOptions) {
-    return extentsOf(this, options);
-  }
-
-  overview(options: OverviewOptions): Promise<Overview> {
-    return this.#run(async (engine, control) => {
-      const { cells } = options;
-      if (!Number.isInteger(cells) || cells < 1 || cells > 1 << 20) {
-        throw new OxcowError('out-of-range', `cells must be 1 to ${1 << 20}, not ${cells}`);
-      }
-      const { start, length } = toRange(options, this.virtualSize);
-      const { shares, totals } = await engine.overview(start, length, cells, control);
-      return { start: toSize(start), length: toSize(length), cells, shares, totals };
-    }, options);
-  }
-
-  check(options: LongOptions = {}): Promise<CheckReport> {
-    return this.#run((engine, control) => engine.check(control), options) as Promise<CheckReport>;
-  }
-
-  read(offset: Size, length: number, options: { signal?: AbortSignal } = {}): Promise<Uint8Array> {
-    return this.#run((engine, control) => {
-      toRange({ start: offset, length }, this.virtualSize);
-      return engine.read(toBigInt(offset, 'offset'), length, control);
-    }, options);
-  }
-
-  stream(options?: StreamOptions): ReadableStream<Uint8Array> {
-    return streamOf(this, options);
-  }
-
-  async useSnapshot(idOrName: string | undefined): Promise<void> {
-    await this.#run((engine) => engine.useSnapshot(idOrName));
-  }
-
-  async traffic(): Promise<Traffic> {
-    return { ...this.#traffic };
-  }
-
   async close(): Promise<void> {
-    const engine = this.#engine;
-    if (!engine) return;
-    this.#engine = undefined;
-    this.#closed();
-    await Promise.allSettled(this.#running);
-    engine.free();
+    const closed = await Promise.allSettled([...this.#images].map((image) => image.close()));
+    const failed = closed.find((result) => result.status === 'rejected');
+    if (failed) throw failed.reason;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
+
+  /** A new image in an empty storage. */
+  #new(
+    storage: Storage,
+    options: CreateOptions | OverlayOptions,
+    wanted: (opening: Opening) => Promise<wasm.EngineCreateOptions>,
+  ): Promise<LocalImage> {
+    return this.#opened(options, async (opening, control) => {
+      const { name, overwrite } = options;
+      // Before the storage is touched: what fails here leaves nothing behind.
+      const engineWanted = await wanted(opening);
+      const file = await openEmpty(storage, opening.traffic, {
+        ...(name !== undefined && { name }),
+        ...(overwrite !== undefined && { overwrite }),
+        ...(options.signal && { signal: options.signal }),
+      });
+      opening.files.unshift(file);
+      return wasm.EngineImage.create(file.engine, engineWanted, opening.options(true), opening.resolve, control);
+    });
+  }
+
+  /** An image, or nothing that is left open. */
+  async #opened(
+    options: Pick<OpenOptions, 'cacheBytes' | 'resolve' | 'signal'>,
+    open: (opening: Opening, control: wasm.EngineControl) => Promise<wasm.EngineImage>,
+  ): Promise<LocalImage> {
+    const opening = new Opening(options);
+    const { traffic, files } = opening;
+    try {
+      const { signal } = options;
+      const engine = await controlled(signal ? { signal } : {}, (control) => open(opening, control));
+      const image = new LocalImage(engine, { traffic, files, closed: () => this.#images.delete(image) });
+      this.#images.add(image);
+      return image;
+    } catch (error) {
+      await opening.giveUp();
+      throw error;
+    }
+  }
+}
+
+/** The files of an image that is being opened. */
+class Opening {
+  readonly traffic = noTraffic();
+  readonly files: Opened[] = [];
+  #given: Pick<OpenOptions, 'cacheBytes' | 'resolve' | 'signal'>;
+  #writable = false;
+
+  constructor(given: Pick<OpenOptions, 'cacheBytes' | 'resolve' | 'signal'>) {
+    this.#given = given;
+  }
+
+  readonly resolve: wasm.EngineResolve = async (wanted) => {
+    const { resolve, signal } = this.#given;
+    if (signal?.aborted) throw cancelled(signal);
+    const found = await resolve?.(wanted);
+    // The guest's data are where the image says; backing files are never written to.
+    const writable = this.#writable && wanted.role === 'data-file' && wanted.depth === 0;
+    return found && this.file(found, { name: nameOf(found) ?? wanted.name, writable });
+  };
+
+  async file(
+    source: Source | Storage,
+    options: { name?: string | undefined; writable?: boolean; create?: boolean },
+  ): Promise<wasm.EngineSource> {
+    const opened = await openSource(source, this.traffic, { ...options, signal: this.#given.signal });
+    this.files.push(opened);
+    return opened.engine;
+  }
+
+  options(writable: boolean): wasm.EngineOptions {
+    this.#writable = writable;
+    return {
+      format: undefined,
+      ignoreBacking: false,
+      ignoreDataFile: false,
+      cacheBytes: this.#given.cacheBytes,
+      writable,
+      repair: false,
+    };
+  }
+
+  /** Nothing came of it. */
+  async giveUp(): Promise<void> {
+    await Promise.allSettled(this.files.map((file) => file.giveUp()));
+  }
+}
+
+function noTraffic(): Traffic {
+  return { bytes: 0, reads: 0, written: 0, writes: 0 };
 }

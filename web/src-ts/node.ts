@@ -9,15 +9,19 @@
  * @module
  */
 
-import { closeSync, fstatSync, openSync, readFileSync, readSync } from 'node:fs';
+import { readFileSync } from 'node:fs';
 
 import { loadEngine, LocalEngine, type ModuleSource } from './local.js';
-import type { CustomSource, Engine } from './types.js';
+import type { Engine } from './types.js';
 
 export { OxcowError, type ErrorCode, type Place } from './errors.js';
 export { httpSource } from './http/source.js';
 export type { ModuleSource } from './local.js';
+export { fileSource, fileStorage, type FileStorageOptions } from './storage/file.js';
+export { memoryStorage } from './storage/memory.js';
+export type { CustomStorage, MemoryStorage, OpfsFile, Storage } from './storage/types.js';
 export * from './types.js';
+export type * from './writing.js';
 
 let loaded: Promise<void> | undefined;
 
@@ -26,25 +30,4 @@ export async function start(options: { module?: ModuleSource } = {}): Promise<En
   loaded ??= loadEngine(options.module ?? readFileSync(new URL('./wasm/oxcow_web_bg.wasm', import.meta.url)));
   await loaded;
   return new LocalEngine();
-}
-
-/** A file on disk as a source. `close` it after the image. */
-export function fileSource(path: string): CustomSource & { close(): void } {
-  const file = openSync(path, 'r');
-  return {
-    name: path,
-    size: fstatSync(file).size,
-    windowed: false,
-    read(offset, length) {
-      const bytes = new Uint8Array(length);
-      let done = 0;
-      while (done < length) {
-        const count = readSync(file, bytes, done, length - done, offset + done);
-        if (count === 0) break;
-        done += count;
-      }
-      return bytes.subarray(0, done);
-    },
-    close: () => closeSync(file),
-  };
 }

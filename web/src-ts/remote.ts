@@ -4,59 +4,51 @@ import { Channel, moved, type Call } from './channel.js';
 import { OxcowError } from './errors.js';
 import { absolute, httpSource } from './http/source.js';
 import type { ModuleSource } from './local.js';
-import { asUrlSource, isCustomSource } from './source.js';
-import { extentsOf, streamOf } from './stream.js';
-import type {
-  Bitmap,
-  CheckReport,
-  CustomSource,
-  DiskImage,
-  Engine,
-  ImageInfo,
-  LongOptions,
-  MapOptions,
-  MapPage,
-  OpenOptions,
-  Overview,
-  OverviewOptions,
-  Resolve,
-  SafetyReport,
-  Size,
-  Snapshot,
-  Source,
-  StreamOptions,
-  Traffic,
-  WantedFile,
-} from './types.js';
-import type { SentSource } from './worker.js';
-
-interface State {
-  virtualSize: Size;
-  snapshot: string | undefined;
-}
+import { RemoteImage, type Link } from './remote-image.js';
+import { asUrlSource, isCustomSource, isCustomStorage } from './source.js';
+import type { CustomStorage, Storage } from './storage/types.js';
+import type { CustomSource, DiskImage, Engine, OpenOptions, Resolve, SafetyReport, Source, WantedFile } from './types.js';
+import type { Answer, SentSource } from './worker.js';
+import type { CreateOptions, OverlayOptions } from './writing.js';
 
 /** An engine in a worker of its own. */
 export class RemoteEngine implements Engine {
   #worker: Worker;
   #channel: Channel;
-  #sources = new Map<number, CustomSource>();
+  #link: Link;
+  /** The objects of this side that the worker uses, by number. */
+  #sources = new Map<number, CustomSource | CustomStorage>();
   #resolvers = new Map<number, Resolve>();
   #next = 1;
+  #closing: Promise<void> | undefined;
 
   private constructor(worker: Worker) {
     this.#worker = worker;
     this.#channel = new Channel(worker, {
       read: async (args: { remote: number; offset: number; length: number }, call: Call) => {
-        const source = this.#sources.get(args.remote);
-        if (!source) throw new OxcowError('closed', 'The source is closed');
+        const source = this.#source(args.remote);
         // Copied before it is moved: the bytes may be the caller's own buffer.
         return moved((await source.read(args.offset, args.length, call)).slice());
       },
+      write: async (args: { remote: number; offset: number; bytes: Uint8Array }) => {
+        const storage = this.#storage(args.remote);
+        await storage.write(args.offset, args.bytes);
+        return storage.size;
+      },
+      truncate: (args: { remote: number; size: number }) => this.#storage(args.remote).truncate?.(args.size),
+      flush: (args: { remote: number }) => this.#storage(args.remote).flush(),
+      release: async (args: { remote: number; close: boolean }) => {
+        const source = this.#source(args.remote);
+        this.#sources.delete(args.remote);
+        if (args.close && isCustomStorage(source)) await source.close?.();
+      },
+      size: (args: { remote: number }) => this.#source(args.remote).size,
       resolve: async (args: { resolve: number; wanted: WantedFile }, call: Call) => {
         const found = await this.#resolvers.get(args.resolve)?.(args.wanted);
         return found && this.#send(found, call.signal);
       },
     });
+    this.#link = { channel: this.#channel, send: (source, signal) => this.#send(source, signal) };
     worker.addEventListener('error', (event) => {
       this.#channel.close(new OxcowError('internal', `The engine's worker failed: ${event.message || 'it could not start'}`));
     });
@@ -71,23 +63,49 @@ export class RemoteEngine implements Engine {
     try {
       await engine.#channel.call('load', { module });
     } catch (error) {
-      await engine.close();
+      worker.terminate();
       throw error;
     }
     return engine;
   }
 
-  async open(source: Source, options: OpenOptions = {}): Promise<DiskImage> {
-    const { signal, resolve, ...sent } = options;
+  async open(source: Source | Storage, options: OpenOptions = {}): Promise<DiskImage> {
+    return this.#opened('open', options, { source: await this.#send(source, options.signal) });
+  }
+
+  async create(storage: Storage, options: CreateOptions): Promise<DiskImage> {
+    const { dataFile, ...others } = options;
+    const sent = dataFile && { dataFile: await this.#send(dataFile, options.signal) };
+    return this.#opened('create', others, { source: await this.#send(storage, options.signal), ...sent });
+  }
+
+  overlay(storage: Storage, backing: Source, options: OverlayOptions = {}): Promise<DiskImage> {
+    return this.#over('overlay', storage, backing, options);
+  }
+
+  clone(storage: Storage, source: Source, options: OverlayOptions = {}): Promise<DiskImage> {
+    return this.#over('clone', storage, source, options);
+  }
+
+  async #over(method: string, storage: Storage, backing: Source, options: OverlayOptions): Promise<DiskImage> {
+    const { signal } = options;
+    const args = { backing: await this.#send(backing, signal), source: await this.#send(storage, signal) };
+    return this.#opened(method, options, args);
+  }
+
+  async #opened(
+    method: string,
+    { signal, resolve, ...options }: Pick<OpenOptions, 'signal' | 'resolve'>,
+    args: object,
+  ): Promise<DiskImage> {
     let resolver: number | undefined;
     if (resolve) {
       resolver = this.#next++;
       this.#resolvers.set(resolver, resolve);
     }
     try {
-      const args = { source: await this.#send(source, signal), options: sent, resolve: resolver };
-      const opened = (await this.#channel.call('open', args, { signal })) as { image: number; state: State };
-      return new RemoteImage(this.#channel, opened.image, opened.state);
+      const answer = await this.#channel.call(method, { ...args, options, resolve: resolver }, { signal });
+      return new RemoteImage(this.#link, answer as Answer);
     } finally {
       if (resolver !== undefined) this.#resolvers.delete(resolver);
     }
@@ -99,18 +117,40 @@ export class RemoteEngine implements Engine {
     return (await this.#channel.call('inspect', args, { signal })) as SafetyReport;
   }
 
-  async close(): Promise<void> {
-    this.#channel.close(new OxcowError('closed', 'The engine is closed'));
-    this.#worker.terminate();
-    this.#sources.clear();
+  close(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  async #close(): Promise<void> {
+    try {
+      // Images that are open for writing have something left to write.
+      await this.#channel.call('closeAll', {});
+    } finally {
+      this.#channel.close(new OxcowError('closed', 'The engine is closed'));
+      this.#worker.terminate();
+      this.#sources.clear();
+    }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
 
+  #source(remote: number): CustomSource | CustomStorage {
+    const source = this.#sources.get(remote);
+    if (!source) throw new OxcowError('closed', 'The source is closed');
+    return source;
+  }
+
+  #storage(remote: number): CustomStorage {
+    const source = this.#source(remote);
+    if (!isCustomStorage(source)) throw new OxcowError('read-only', 'The source is read-only');
+    return source;
+  }
+
   /** The form in which `source` crosses to the worker; `signal` stops what has to be opened on this side. */
-  async #send(source: Source, signal?: AbortSignal): Promise<SentSource> {
+  async #send(source: Source | Storage, signal?: AbortSignal): Promise<SentSource> {
     const remote = asUrlSource(source);
     if (remote) {
       const { fetch, url, headers, ...options } = remote;
@@ -124,84 +164,13 @@ export class RemoteEngine implements Engine {
     const { size, name, windowed } = source;
     const id = this.#next++;
     this.#sources.set(id, source);
-    // Between threads every call is dear.
-    return { remote: id, size, windowed: windowed || true, ...(name !== undefined && { name }) };
-  }
-}
-
-class RemoteImage implements DiskImage {
-  #channel: Channel;
-  #id: number;
-  #state: State;
-
-  constructor(channel: Channel, id: number, state: State) {
-    this.#channel = channel;
-    this.#id = id;
-    this.#state = state;
-  }
-
-  get virtualSize(): Size {
-    return this.#state.virtualSize;
-  }
-
-  get snapshot(): string | undefined {
-    return this.#state.snapshot;
-  }
-
-  #call(method: string, options: LongOptions & object = {}, args: object = {}): Promise<unknown> {
-    const { signal, onProgress, ...sent } = options;
-    return this.#channel.call(method, { ...sent, ...args, image: this.#id }, { signal, onProgress });
-  }
-
-  info(): Promise<ImageInfo[]> {
-    return this.#call('info') as Promise<ImageInfo[]>;
-  }
-
-  snapshots(): Promise<Snapshot[]> {
-    return this.#call('snapshots') as Promise<Snapshot[]>;
-  }
-
-  bitmaps(): Promise<Bitmap[]> {
-    return this.#call('bitmaps') as Promise<Bitmap[]>;
-  }
-
-  map(options?: MapOptions): Promise<MapPage> {
-    return this.#call('map', options) as Promise<MapPage>;
-  }
-
-  extents(options?: MapOptions) {
-    return extentsOf(this, options);
-  }
-
-  overview(options: OverviewOptions): Promise<Overview> {
-    return this.#call('overview', options) as Promise<Overview>;
-  }
-
-  check(options?: LongOptions): Promise<CheckReport> {
-    return this.#call('check', options) as Promise<CheckReport>;
-  }
-
-  read(offset: Size, length: number, options?: { signal?: AbortSignal }): Promise<Uint8Array> {
-    return this.#call('read', options, { offset, length }) as Promise<Uint8Array>;
-  }
-
-  stream(options?: StreamOptions): ReadableStream<Uint8Array> {
-    return streamOf(this, options);
-  }
-
-  async useSnapshot(idOrName: string | undefined): Promise<void> {
-    this.#state = (await this.#call('useSnapshot', {}, { snapshot: idOrName })) as State;
-  }
-
-  traffic(): Promise<Traffic> {
-    return this.#call('traffic') as Promise<Traffic>;
-  }
-
-  async close(): Promise<void> {
-    await this.#call('close');
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.close();
+    return {
+      remote: id,
+      size,
+      // Between threads every call is dear.
+      windowed: windowed || true,
+      ...(name !== undefined && { name }),
+      ...(isCustomStorage(source) && { storage: { truncates: source.truncate !== undefined } }),
+    };
   }
 }

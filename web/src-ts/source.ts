@@ -1,82 +1,45 @@
-// From what callers have (a File, bytes, a URL, an object with `read`) to what the engine reads.
+// From what callers have (a File, bytes, a URL, a stored file, an object with `read`) to what the engine reads.
 
-import { OxcowError } from './errors.js';
 import { httpSource } from './http/source.js';
-import type { CustomSource, Source, Traffic, UrlSource, WindowOptions } from './types.js';
-import type { EngineSource } from './wasm/oxcow_web.js';
+import { OxcowError } from './errors.js';
+import { engineStorage, type Opened } from './storage/engine.js';
+import { openHandle, openOpfs, type OpenStored } from './storage/opfs.js';
+import type { CustomStorage, OpfsFile } from './storage/types.js';
+import type { CustomSource, Source, Traffic, UrlSource } from './types.js';
 
-/** Gives `source` the engine's form and counts in `traffic` what is read from it. `signal` stops the opening. */
-export async function toEngineSource(
-  source: Source,
-  traffic: Traffic,
-  options: { name?: string | undefined; signal?: AbortSignal | undefined } = {},
-): Promise<EngineSource> {
-  const custom = await toCustomSource(source, options.signal);
-  const { size } = custom;
-  if (!Number.isSafeInteger(size) || size < 0) {
-    throw new OxcowError('io', `A source's size must be a whole number of bytes, not ${size}`);
-  }
-  const pending = new WeakMap<Promise<unknown>, Reading>();
-  return {
-    name: options.name ?? custom.name ?? 'image',
-    size,
-    windows: windowsOf(custom),
-    read(offset, length) {
-      traffic.bytes += length;
-      traffic.reads += 1;
-      const reading = new Reading();
-      const answer = custom.read(offset, length, reading);
-      if (answer instanceof Promise) pending.set(answer, reading);
-      return answer;
-    },
-    cancel: (answer) => pending.get(answer)?.abort(),
-    turn,
-  };
+export interface OpenSourceOptions {
+  name?: string | undefined;
+  /** Stops the opening. */
+  signal?: AbortSignal | undefined;
+  /** Whether it is to be written to. */
+  writable?: boolean;
+  /** Whether a stored file is made where there is none. */
+  create?: boolean;
 }
 
-/** A read under way. Most sources never look at its signal, and making one costs more than a small read. */
-class Reading {
-  #controller: AbortController | undefined;
-
-  get signal(): AbortSignal {
-    this.#controller ??= new AbortController();
-    return this.#controller.signal;
-  }
-
-  abort(): void {
-    this.#controller?.abort();
-  }
-}
-
-function windowsOf({ windowed }: CustomSource): Required<WindowOptions> | undefined {
-  if (!windowed) return undefined;
-  const given = windowed === true ? {} : windowed;
-  return {
-    windowBytes: given.windowBytes ?? 128 << 10,
-    longestBytes: given.longestBytes ?? 4 << 20,
-    cacheBytes: given.cacheBytes ?? 32 << 20,
-    parallel: given.parallel ?? 8,
-  };
-}
-
-/**
- * Resolves after the thread's event loop has turned once: a long operation on a source that answers at once
- * would otherwise not let a request to stop come in.
- */
-function turn(): Promise<void> {
-  return new Promise((resolve) => {
-    if (typeof setImmediate === 'function') {
-      setImmediate(resolve);
-      return;
+/** Gives `source` the engine's form and counts in `traffic` what is read from it and written to it. */
+export async function openSource(source: Source, traffic: Traffic, options: OpenSourceOptions = {}): Promise<Opened> {
+  const stored: OpenStored = { writable: options.writable ?? false, create: options.create ?? false };
+  const custom = await toCustomSource(source, stored, options.signal);
+  try {
+    if (stored.writable && !isCustomStorage(custom)) {
+      throw new OxcowError('read-only', `${nameOf(custom) ?? 'The source'} can only be read`);
     }
-    // Not a timer: browsers delay those.
-    const { port1, port2 } = new MessageChannel();
-    port1.onmessage = () => {
-      port1.close();
-      resolve();
-    };
-    port2.postMessage(undefined);
-  });
+    const { size } = custom;
+    if (!Number.isSafeInteger(size) || size < 0) {
+      throw new OxcowError('io', `A source's size must be a whole number of bytes, not ${size}`);
+    }
+  } catch (error) {
+    if (custom !== source && isCustomStorage(custom)) await custom.close?.();
+    throw error;
+  }
+  return engineStorage(custom, traffic, { name: options.name, writable: stored.writable, own: custom !== source });
+}
+
+/** The name that a source brings along. */
+export function nameOf(source: Source | CustomStorage): string | undefined {
+  if (isOpfsFile(source)) return source.opfs;
+  return isObject(source) && 'name' in source && typeof source.name === 'string' ? source.name : undefined;
 }
 
 /** Whether `source` is an object of the caller's own, which only its own thread can call. */
@@ -84,28 +47,48 @@ export function isCustomSource(source: Source): source is CustomSource {
   return isObject(source) && 'read' in source && typeof source.read === 'function';
 }
 
+/** Whether that can be written to. */
+export function isCustomStorage(source: Source): source is CustomStorage {
+  return isCustomSource(source) && 'write' in source && typeof source.write === 'function';
+}
+
+function isOpfsFile(source: Source): source is OpfsFile {
+  return isObject(source) && 'opfs' in source && typeof source.opfs === 'string';
+}
+
+function isFileHandle(source: Source): source is FileSystemFileHandle {
+  return isObject(source) && 'kind' in source && source.kind === 'file' && 'getFile' in source;
+}
+
 /** The URL and options where `source` is a file on a server that has not been opened. */
 export function asUrlSource(source: Source): UrlSource | undefined {
   if (source instanceof URL) return { url: source };
-  return isObject(source) && 'url' in source && !isCustomSource(source) ? source : undefined;
+  return isObject(source) && 'url' in source && !isCustomSource(source) ? (source as UrlSource) : undefined;
 }
 
 /** Callers in JavaScript may give anything. */
-function isObject(source: Source): boolean {
+function isObject(source: unknown): source is object {
   return typeof source === 'object' && source !== null;
 }
 
-/** `source` where it can be read as it is; a file on a server is opened. */
-async function toCustomSource(source: Source, signal: AbortSignal | undefined): Promise<CustomSource> {
+/** `source` where it can be read as it is; a file on a server and a stored one are opened. */
+async function toCustomSource(
+  source: Source,
+  stored: OpenStored,
+  signal: AbortSignal | undefined,
+): Promise<CustomSource | CustomStorage> {
   if (source instanceof Blob) return blobSource(source);
   if (source instanceof ArrayBuffer) return bytesSource(new Uint8Array(source));
   if (source instanceof Uint8Array) return bytesSource(source);
   if (isCustomSource(source)) return source;
+  if (isOpfsFile(source)) return openOpfs(source.opfs, stored);
+  if (isFileHandle(source)) return openHandle(source, source.name, stored);
   const remote = asUrlSource(source);
   if (remote) return httpSource(remote.url, { ...remote, ...(signal && { signal }) });
   throw new OxcowError(
     'io',
-    'A source is a Blob, a Uint8Array, an ArrayBuffer, a URL, { url } or an object with size and read()',
+    'A source is a Blob, a Uint8Array, an ArrayBuffer, a URL, { url }, { opfs }, a FileSystemFileHandle ' +
+      'or an object with size and read()',
   );
 }
 

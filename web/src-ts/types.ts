@@ -1,4 +1,16 @@
 import type { Place } from './errors.js';
+import type { OpfsFile, Storage } from './storage/types.js';
+import type {
+  ConvertOptions,
+  CreateOptions,
+  HydrateOptions,
+  HydrationEnd,
+  HydrationStatus,
+  OverlayOptions,
+  RepairReport,
+  ResizeOptions,
+  SnapshotOptions,
+} from './writing.js';
 
 /** A size or an offset in bytes: a number, or a bigint past 2^53. */
 export type Size = number | bigint;
@@ -75,7 +87,15 @@ export interface HttpSource extends CustomSource {
 }
 
 /** What an image can be read from. */
-export type Source = Blob | Uint8Array | ArrayBuffer | URL | UrlSource | CustomSource;
+export type Source =
+  | Blob
+  | Uint8Array
+  | ArrayBuffer
+  | URL
+  | UrlSource
+  | OpfsFile
+  | FileSystemFileHandle
+  | CustomSource;
 
 /** A file that an image names, and that the caller may supply. */
 export interface WantedFile {
@@ -87,7 +107,7 @@ export interface WantedFile {
   base: string;
   /** The format that the image gives for it, if it does. */
   format: string | undefined;
-  /** 0 for a file that the image itself names, 1 for one that its backing file names… */
+  /** How deep in the chain the file stands: 1 for the image's own backing file, 2 for that one's…; 0 for its data file. */
   depth: number;
 }
 
@@ -110,6 +130,16 @@ export interface OpenOptions {
   resolve?: Resolve;
   /** The most that may be kept of the image's tables, in bytes. Default: 32 MiB. */
   cacheBytes?: number;
+  /**
+   * Whether the image itself is opened for writing; files that it names never are. The source has to be a
+   * {@link Storage}; anything else fails with the code `read-only`. Default: `false`.
+   */
+  writable?: boolean;
+  /**
+   * Whether the image is opened to be repaired, which can also be done with one that is marked as corrupt and could
+   * not be opened for writing otherwise; implies `writable`. Default: `false`.
+   */
+  repair?: boolean;
   signal?: AbortSignal;
 }
 
@@ -304,11 +334,14 @@ export interface SafetyReport {
   findings: Finding[];
 }
 
-/** What was read from the sources of an image so far. */
+/** What was read from the sources of an image so far, and written to its storage. */
 export interface Traffic {
-  /** Bytes. */
+  /** Bytes read. */
   bytes: number;
   reads: number;
+  /** Bytes written. */
+  written: number;
+  writes: number;
 }
 
 export interface StreamOptions extends Range, LongOptions {
@@ -337,15 +370,96 @@ export interface DiskImage extends AsyncDisposable {
   read(offset: Size, length: number, options?: { signal?: AbortSignal }): Promise<Uint8Array>;
   /** The guest's disk (or a range of it) as raw bytes, read as they are asked for. */
   stream(options?: StreamOptions): ReadableStream<Uint8Array>;
-  /** Reads this snapshot from now on, or the active state again. */
+  /**
+   * Reads this snapshot from now on, or the active state again. An image that is open for writing stays at its active
+   * state (`refused`): see {@link openSnapshot}.
+   */
   useSnapshot(idOrName: string | undefined): Promise<void>;
+
+  /** Whether the image was opened for writing. Where it was not, everything below fails with the code `read-only`. */
+  readonly writable: boolean;
+  /**
+   * Writes bytes of the guest's disk; the range must lie inside it. They are durable once a {@link flush} that was
+   * called later has resolved. A write that `signal` stops leaves each sector of 512 bytes in its range old or new.
+   * Fails with `no-space` where the storage is full: the image stays good, and can be used on.
+   */
+  write(offset: Size, bytes: Uint8Array, options?: { signal?: AbortSignal }): Promise<void>;
+  /**
+   * Writes whole clusters compressed, as far as that makes them smaller: `offset` and the end of `bytes` are multiples
+   * of the cluster size, or the disk's end.
+   */
+  writeCompressed(offset: Size, bytes: Uint8Array, options?: { signal?: AbortSignal }): Promise<void>;
+  /** Makes a range read as zeros. `unmap`: gives its whole clusters back, which are kept otherwise. */
+  writeZeroes(offset: Size, length: Size, options?: { unmap?: boolean; signal?: AbortSignal }): Promise<void>;
+  /** Gives back the whole clusters inside a range, which read as zeros then: what a guest's TRIM is. */
+  discard(offset: Size, length: Size, options?: { signal?: AbortSignal }): Promise<void>;
+  /**
+   * Makes durable what was completed before. Where it fails the image is stopped: what was flushed before is safe, and
+   * every later change fails with the code `stopped`.
+   */
+  flush(): Promise<void>;
+  /** Gives the disk another size, in bytes, a multiple of 512; the image must have no snapshots for less. */
+  resize(size: Size, options?: ResizeOptions): Promise<void>;
+  /**
+   * Repairs the image as `qemu-img check -r` does, but never in place: a crash leaves it as it was or repaired.
+   * `leaks`: gives back clusters that nothing uses; `all`: everything that is certain.
+   */
+  repair(what: 'leaks' | 'all', options?: LongOptions): Promise<RepairReport>;
+
+  /** Keeps the disk as it is now, in an internal snapshot. Names need not be unique; ids are. */
+  createSnapshot(name: string, options?: SnapshotOptions): Promise<Snapshot>;
+  /** Makes the disk what it was at a snapshot, its size included. What was written since is gone. */
+  applySnapshot(idOrName: string): Promise<void>;
+  /** Deletes a snapshot; `refused` while an image from {@link openSnapshot} or {@link view} reads it. */
+  deleteSnapshot(idOrName: string): Promise<void>;
+  /** A snapshot as a read-only image of its own, to be read while this one is written to. Close it before this one. */
+  openSnapshot(idOrName: string): Promise<DiskImage>;
+  /**
+   * The disk as it is now, as a read-only image of its own, to be read, streamed or converted while this one is written
+   * to. It is kept in an internal snapshot, which goes when the view is closed.
+   */
+  view(name?: string): Promise<DiskImage>;
+
+  /**
+   * Fills an overlay from its backing file in the background of everything else, and drops the backing file when
+   * nothing needs it any more. Progress is told in bytes. A hydration that is stopped by its signal, by closing the
+   * image or by a crash goes on where it was when it is called again.
+   */
+  hydrate(options?: HydrateOptions): Promise<HydrationEnd>;
+  /** How far that is, also while nobody hydrates. */
+  hydration(): Promise<HydrationStatus>;
+  /** Has the hydration under way start no further fetch. */
+  pauseHydration(): Promise<void>;
+  resumeHydration(): Promise<void>;
+  /** Whether clusters that are read from the backing file are kept in the image. A hydration does so anyway. */
+  setCopyOnRead(on: boolean): Promise<void>;
+
+  /** Writes the disk as it is into another storage, in place of what is there. */
+  convert(target: Storage, options?: ConvertOptions): Promise<void>;
+
   traffic(): Promise<Traffic>;
+  /**
+   * Ends everything that is under way, makes everything durable and closes the storage. Fails where that cannot be
+   * done (`stopped`, `no-space`, …); the image is closed all the same.
+   */
   close(): Promise<void>;
 }
 
 /** An engine: opens images. */
 export interface Engine extends AsyncDisposable {
-  open(source: Source, options?: OpenOptions): Promise<DiskImage>;
+  open(source: Source | Storage, options?: OpenOptions): Promise<DiskImage>;
+  /** Writes a new qcow2 image into an empty storage, and opens it for writing. */
+  create(storage: Storage, options: CreateOptions): Promise<DiskImage>;
+  /**
+   * Writes a new qcow2 image that holds only what differs from `backing`, and opens it for writing. `backing` is never
+   * written to; it must be supplied again, and be the same, whenever the overlay is opened.
+   */
+  overlay(storage: Storage, backing: Source, options?: OverlayOptions): Promise<DiskImage>;
+  /**
+   * An overlay that keeps what is read from `source`. It can be used at once; {@link DiskImage.hydrate} fills it in the
+   * background until it needs `source` no more.
+   */
+  clone(storage: Storage, source: Source, options?: OverlayOptions): Promise<DiskImage>;
   /** Reports what is known of a file, without following anything it names. Works on damaged images. */
   inspect(source: Source, options?: { name?: string; signal?: AbortSignal }): Promise<SafetyReport>;
   /** Closes every image and frees the engine. */

@@ -2,11 +2,46 @@
 
 import { Channel, moved, type Call, type Port } from './channel.js';
 import { OxcowError } from './errors.js';
-import { loadEngine, LocalEngine, type LocalImage, type ModuleSource } from './local.js';
-import type { MapOptions, OpenOptions, OverviewOptions, Size, Source, WantedFile, WindowOptions } from './types.js';
+import type { LocalImage } from './local-image.js';
+import { loadEngine, LocalEngine, type ModuleSource } from './local.js';
+import type { CustomStorage, OpfsFile, Storage } from './storage/types.js';
+import type {
+  CustomSource,
+  MapOptions,
+  OpenOptions,
+  OverviewOptions,
+  Size,
+  Source,
+  WantedFile,
+  WindowOptions,
+} from './types.js';
+import type { ConvertOptions, CreateOptions, HydrateOptions, OverlayOptions, ResizeOptions, SnapshotOptions } from './writing.js';
 
-/** A source as it crosses to the worker: as it is, or as the number under which the other side reads it. */
-export type SentSource = Source | { remote: number; name?: string; size: number; windowed: true | WindowOptions };
+/** An object of the other side, which is used by its number. */
+interface RemoteSource {
+  remote: number;
+  name?: string;
+  size: number;
+  windowed: true | WindowOptions;
+  /** What it can besides being read, if it can be written to. */
+  storage?: { truncates: boolean };
+}
+
+/** A source or a storage as it crosses to the worker: as it is, or as the number under which the other side has it. */
+export type SentSource = Exclude<Source, CustomSource> | OpfsFile | FileSystemFileHandle | RemoteSource;
+
+/** What is known of an image without asking, told whenever it may have changed. */
+export interface State {
+  virtualSize: Size;
+  snapshot: string | undefined;
+  writable: boolean;
+}
+
+/** An image that was opened. */
+export interface Answer {
+  image: number;
+  state: State;
+}
 
 const engine = new LocalEngine();
 const images = new Map<number, LocalImage>();
@@ -18,9 +53,19 @@ function imageOf(id: number): LocalImage {
   return image;
 }
 
+const stateOf = ({ virtualSize, snapshot, writable }: LocalImage): State => ({ virtualSize, snapshot, writable });
+
+function opened(image: LocalImage): Answer {
+  const id = nextImage++;
+  images.set(id, image);
+  return { image: id, state: stateOf(image) };
+}
+
 function received(source: SentSource): Source {
-  if (typeof source !== 'object' || !('remote' in source)) return source;
-  const { remote, size, name, windowed } = source;
+  return 'remote' in source ? (source.storage ? remoteStorage(source) : remoteSource(source)) : source;
+}
+
+function remoteSource({ remote, size, name, windowed }: RemoteSource): CustomSource {
   return {
     ...(name !== undefined && { name }),
     size,
@@ -30,29 +75,70 @@ function received(source: SentSource): Source {
   };
 }
 
+function remoteStorage(source: RemoteSource): CustomStorage {
+  const { remote } = source;
+  let { size } = source;
+  const known = async () => {
+    size = (await channel.call('size', { remote })) as number;
+  };
+  /** A failure may have left it longer, which only the other side knows. */
+  const attempt = async (method: string, args: object, transfer: Transferable[] = []) => {
+    try {
+      await channel.call(method, { remote, ...args }, { transfer });
+    } catch (error) {
+      await known();
+      throw error;
+    }
+  };
+  return {
+    ...remoteSource(source),
+    get size() {
+      return size;
+    },
+    write: (offset, bytes) => attempt('write', { offset, bytes }, [bytes.buffer as ArrayBuffer]),
+    flush: () => attempt('flush', {}),
+    ...(source.storage?.truncates && { truncate: (length: number) => attempt('truncate', { size: length }) }),
+    close: async () => {
+      await channel.call('release', { remote, close: true });
+    },
+  };
+}
+
 type Sent<T> = T & { image: number };
+type Opening<T> = { source: SentSource; options: T; resolve: number | undefined };
 
-/** What changes with `useSnapshot`, told with the answer. */
-const stateOf = (image: LocalImage) => ({ virtualSize: image.virtualSize, snapshot: image.snapshot });
+/** Options with what cannot cross put in again. */
+function completed<T extends object>({ options, resolve }: Opening<T>, call: Call) {
+  return {
+    ...options,
+    signal: call.signal,
+    resolve: async (wanted: WantedFile) => {
+      if (resolve === undefined) return undefined;
+      const found = await channel.call('resolve', { resolve, wanted }, { signal: call.signal });
+      return found === undefined ? undefined : received(found as SentSource);
+    },
+  };
+}
 
-const channel = new Channel(self as unknown as Port, {
+const long = (call: Call) => ({ signal: call.signal, onProgress: call.progress });
+
+const channel: Channel = new Channel(self as unknown as Port, {
   load: (args: { module: ModuleSource | undefined }) =>
     loadEngine(args.module ?? new URL('./wasm/oxcow_web_bg.wasm', import.meta.url)),
 
-  async open(args: { source: SentSource; options: OpenOptions; resolve: number | undefined }, call: Call) {
-    const image = await engine.open(received(args.source), {
-      ...args.options,
-      signal: call.signal,
-      resolve: async (wanted: WantedFile) => {
-        if (args.resolve === undefined) return undefined;
-        const found = await channel.call('resolve', { resolve: args.resolve, wanted }, { signal: call.signal });
-        return found === undefined ? undefined : received(found as SentSource);
-      },
-    });
-    const id = nextImage++;
-    images.set(id, image);
-    return { image: id, state: stateOf(image) };
+  open: async (args: Opening<OpenOptions>, call: Call) =>
+    opened(await engine.open(received(args.source), completed(args, call))),
+
+  create: async (args: Opening<Omit<CreateOptions, 'dataFile'>> & { dataFile?: SentSource }, call: Call) => {
+    const dataFile = args.dataFile && { dataFile: received(args.dataFile) };
+    return opened(await engine.create(received(args.source) as Storage, { ...completed(args, call), ...dataFile }));
   },
+
+  overlay: async (args: Opening<OverlayOptions> & { backing: SentSource }, call: Call) =>
+    opened(await engine.overlay(received(args.source) as Storage, received(args.backing), completed(args, call))),
+
+  clone: async (args: Opening<OverlayOptions> & { backing: SentSource }, call: Call) =>
+    opened(await engine.clone(received(args.source) as Storage, received(args.backing), completed(args, call))),
 
   inspect: (args: { source: SentSource; name?: string }, call: Call) =>
     engine.inspect(received(args.source), { signal: call.signal, ...(args.name !== undefined && { name: args.name }) }),
@@ -62,14 +148,9 @@ const channel = new Channel(self as unknown as Port, {
   bitmaps: (args: Sent<object>) => imageOf(args.image).bitmaps(),
   traffic: (args: Sent<object>) => imageOf(args.image).traffic(),
 
-  map: (args: Sent<MapOptions>, call: Call) =>
-    imageOf(args.image).map({ ...args, signal: call.signal, onProgress: call.progress }),
-
-  overview: (args: Sent<OverviewOptions>, call: Call) =>
-    imageOf(args.image).overview({ ...args, signal: call.signal, onProgress: call.progress }),
-
-  check: (args: Sent<object>, call: Call) =>
-    imageOf(args.image).check({ signal: call.signal, onProgress: call.progress }),
+  map: (args: Sent<MapOptions>, call: Call) => imageOf(args.image).map({ ...args, ...long(call) }),
+  overview: (args: Sent<OverviewOptions>, call: Call) => imageOf(args.image).overview({ ...args, ...long(call) }),
+  check: (args: Sent<object>, call: Call) => imageOf(args.image).check(long(call)),
 
   read: async (args: Sent<{ offset: Size; length: number }>, call: Call) =>
     moved(await imageOf(args.image).read(args.offset, args.length, { signal: call.signal })),
@@ -80,9 +161,54 @@ const channel = new Channel(self as unknown as Port, {
     return stateOf(image);
   },
 
+  write: (args: Sent<{ offset: Size; bytes: Uint8Array }>, call: Call) =>
+    imageOf(args.image).write(args.offset, args.bytes, { signal: call.signal }),
+  writeCompressed: (args: Sent<{ offset: Size; bytes: Uint8Array }>, call: Call) =>
+    imageOf(args.image).writeCompressed(args.offset, args.bytes, { signal: call.signal }),
+  writeZeroes: (args: Sent<{ offset: Size; length: Size; unmap?: boolean }>, call: Call) =>
+    imageOf(args.image).writeZeroes(args.offset, args.length, { ...args, signal: call.signal }),
+  discard: (args: Sent<{ offset: Size; length: Size }>, call: Call) =>
+    imageOf(args.image).discard(args.offset, args.length, { signal: call.signal }),
+  flush: (args: Sent<object>) => imageOf(args.image).flush(),
+
+  async resize(args: Sent<ResizeOptions & { size: Size }>) {
+    const image = imageOf(args.image);
+    await image.resize(args.size, args);
+    return stateOf(image);
+  },
+
+  repair: (args: Sent<{ what: 'leaks' | 'all' }>, call: Call) => imageOf(args.image).repair(args.what, long(call)),
+
+  createSnapshot: (args: Sent<SnapshotOptions & { name: string }>) => imageOf(args.image).createSnapshot(args.name, args),
+
+  async applySnapshot(args: Sent<{ snapshot: string }>) {
+    const image = imageOf(args.image);
+    await image.applySnapshot(args.snapshot);
+    return stateOf(image);
+  },
+
+  deleteSnapshot: (args: Sent<{ snapshot: string }>) => imageOf(args.image).deleteSnapshot(args.snapshot),
+  openSnapshot: async (args: Sent<{ snapshot: string }>) =>
+    opened(await imageOf(args.image).openSnapshot(args.snapshot)),
+  view: async (args: Sent<{ name?: string }>) => opened(await imageOf(args.image).view(args.name)),
+
+  hydrate: (args: Sent<HydrateOptions>, call: Call) => imageOf(args.image).hydrate({ ...args, ...long(call) }),
+  hydration: (args: Sent<object>) => imageOf(args.image).hydration(),
+  pauseHydration: (args: Sent<object>) => imageOf(args.image).pauseHydration(),
+  resumeHydration: (args: Sent<object>) => imageOf(args.image).resumeHydration(),
+  setCopyOnRead: (args: Sent<{ on: boolean }>) => imageOf(args.image).setCopyOnRead(args.on),
+
+  convert: (args: Sent<ConvertOptions & { target: SentSource }>, call: Call) =>
+    imageOf(args.image).convert(received(args.target) as Storage, { ...args, ...long(call) }),
+
   async close(args: Sent<object>) {
     const image = images.get(args.image);
     images.delete(args.image);
     await image?.close();
+  },
+
+  async closeAll() {
+    images.clear();
+    await engine.close();
   },
 });

@@ -15,10 +15,10 @@ extern "C" {
     pub type Control;
 
     #[wasm_bindgen(method)]
-    fn cancelled(this: &Control) -> bool;
+    pub fn cancelled(this: &Control) -> bool;
     /// Resolves when `cancelled` changes.
     #[wasm_bindgen(method, getter)]
-    fn stopped(this: &Control) -> Option<Promise>;
+    pub fn stopped(this: &Control) -> Option<Promise>;
     #[wasm_bindgen(method)]
     pub fn progress(this: &Control, done: f64, total: f64);
 }

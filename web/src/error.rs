@@ -1,6 +1,6 @@
 //! Errors as the plain objects that the package makes its `OxcowError` of.
 
-use std::fmt;
+use std::{fmt, io};
 
 use js_sys::{Object, Reflect};
 use oxcow::Error;
@@ -35,17 +35,33 @@ fn code(error: &Error) -> &'static str {
             .get_ref()
             .and_then(|inner| inner.downcast_ref::<SourceFailure>())
             .and_then(SourceFailure::code)
-            .unwrap_or("io"),
+            .unwrap_or(match source.kind() {
+                io::ErrorKind::StorageFull => "no-space",
+                _ => "io",
+            }),
         Error::NotThisFormat(_) => "not-this-format",
         Error::Unsupported(_) => "unsupported",
         Error::Corrupt { .. } => "corrupt",
         Error::Refused(_) => "refused",
         Error::OutOfRange(_) => "out-of-range",
         Error::Dependency { .. } => "dependency",
+        Error::Stopped(_) => "stopped",
         Error::Cancelled => "cancelled",
         _ => "internal",
     }
 }
+
+/// The codes of the package's own errors that a storage may have.
+const CODES: [&str; 8] = [
+    "io",
+    "changed",
+    "cancelled",
+    "closed",
+    "busy",
+    "no-space",
+    "read-only",
+    "unsupported",
+];
 
 /// What a source threw.
 #[derive(Debug)]
@@ -56,10 +72,16 @@ pub struct SourceFailure {
 
 impl SourceFailure {
     pub fn of(thrown: &JsValue) -> Self {
-        let code = Reflect::get(thrown, &"code".into()).unwrap_or_default();
-        let own = ["io", "changed", "cancelled", "closed"];
+        let get = |key: &str| Reflect::get(thrown, &key.into()).unwrap_or_default();
+        let code = get("code");
+        let is = |given: &JsValue, names: &[&str]| names.iter().any(|name| *given == **name);
+        // What browsers and what Node call a full storage.
+        let full = is(&get("name"), &["QuotaExceededError"]) || is(&code, &["ENOSPC", "EDQUOT"]);
         Self {
-            code: own.into_iter().find(|own| code == **own),
+            code: match full {
+                true => Some("no-space"),
+                false => CODES.into_iter().find(|own| code == **own),
+            },
             message: message_of(thrown),
         }
     }

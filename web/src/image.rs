@@ -6,18 +6,17 @@ use std::rc::Rc;
 use js_sys::{Function, Uint8Array};
 use oxcow::info::{FormatSpecific, SnapshotInfo, info};
 use oxcow::map::{MapEntry, Mapper};
-use oxcow::{
-    Backing, CheckReport, Error, File, Format, GuestOffset, Image, OpenOptions, Result, Storage,
-    check,
-};
+use oxcow::{Backing, Error, File, Format, GuestOffset, Image, OpenOptions, Result, Storage};
 use serde::Serialize;
 use wasm_bindgen::prelude::*;
 
 use crate::ahead::Ahead;
 use crate::control::Control;
 use crate::error::to_record;
+use crate::fill::Filling;
 use crate::overview::overview;
 use crate::resolve::JsResolver;
+use crate::snapshots::{Pin, Pins};
 use crate::storage::{JsSource, WebStorage};
 use crate::to_js::to_js;
 
@@ -34,44 +33,37 @@ extern "C" {
     fn ignore_data_file(this: &JsOpenOptions) -> bool;
     #[wasm_bindgen(method, getter, js_name = cacheBytes)]
     fn cache_bytes(this: &JsOpenOptions) -> Option<f64>;
+    #[wasm_bindgen(method, getter)]
+    fn writable(this: &JsOpenOptions) -> bool;
+    #[wasm_bindgen(method, getter)]
+    fn repair(this: &JsOpenOptions) -> bool;
+}
+
+impl JsOpenOptions {
+    pub fn options(&self) -> Result<OpenOptions> {
+        let defaults = OpenOptions::default();
+        let format = self.format().map(|name| name.parse::<Format>());
+        Ok(OpenOptions {
+            format: format.transpose()?,
+            backing: if self.ignore_backing() {
+                Backing::Ignore
+            } else {
+                Backing::Open
+            },
+            // The caller has supplied the file by then, and what its content may name is asked for again.
+            probe_backing: true,
+            data_file: !self.ignore_data_file(),
+            writable: self.writable(),
+            repair: self.repair(),
+            cache_bytes: self
+                .cache_bytes()
+                .map_or(defaults.cache_bytes, |bytes| bytes as usize),
+        })
+    }
 }
 
 /// What a call gives to JavaScript: a failure is a plain object, see [`to_record`].
-type JsResult<T> = std::result::Result<T, JsValue>;
-
-/// What a check found, as qemu-img tells it in JSON and in words.
-#[derive(Serialize)]
-#[serde(rename_all = "kebab-case")]
-struct CheckResult {
-    filename: String,
-    format: &'static str,
-    #[serde(flatten)]
-    report: CheckReport,
-    /// The first problems, a sentence each.
-    messages: Vec<String>,
-}
-
-/// How many problems are told in words.
-const MOST_MESSAGES: usize = 1000;
-
-/// Keeps the first problems and passes on the progress.
-struct Watch<'a> {
-    control: &'a Control,
-    messages: Vec<String>,
-}
-
-impl check::Watcher for Watch<'_> {
-    fn problem(&mut self, problem: &check::Problem) {
-        if self.messages.len() < MOST_MESSAGES {
-            self.messages.push(problem.to_string());
-        }
-    }
-
-    fn progress(&mut self, done: u64, total: u64) -> bool {
-        self.control.progress(done as f64, total as f64);
-        true
-    }
-}
+pub(crate) type JsResult<T> = std::result::Result<T, JsValue>;
 
 /// A part of the map.
 #[derive(Serialize)]
@@ -90,20 +82,78 @@ struct SnapshotWithSize {
     disk_size: Option<u64>,
 }
 
-/// An image with its chain. All calls take `&self`: several may be under way at once.
+/// An image with its chain. All calls take `&self`: several may be under way at once. None of them keeps a
+/// cell borrowed while it waits.
 #[wasm_bindgen]
 pub struct EngineImage {
     /// What is read; replaced as a whole by [`Self::use_snapshot`], so that reads under way finish on the
     /// one they began with.
     view: RefCell<Rc<View>>,
-    file: File<WebStorage>,
-    options: OpenOptions,
-    resolver: JsResolver,
+    pub(crate) file: File<WebStorage>,
+    pub(crate) options: OpenOptions,
+    pub(crate) resolver: Rc<JsResolver>,
+    pub(crate) pins: Pins,
+    /// Of an image that is a snapshot of another: keeps that from being deleted.
+    _pin: Option<Pin>,
+    /// The hydration that is under way.
+    pub(crate) filling: RefCell<Option<Rc<Filling>>>,
 }
 
-struct View {
-    image: Image<WebStorage>,
-    snapshot: Option<String>,
+pub(crate) struct View {
+    pub image: Image<WebStorage>,
+    pub snapshot: Option<String>,
+}
+
+impl EngineImage {
+    /// Opens `file`.
+    pub(crate) async fn open_file(
+        file: File<WebStorage>,
+        options: OpenOptions,
+        resolver: JsResolver,
+    ) -> Result<Self> {
+        let image = Image::open(clone(&file), &options, &resolver).await?;
+        let view = View {
+            image,
+            snapshot: None,
+        };
+        let resolver = Rc::new(resolver);
+        Ok(Self::new(
+            file,
+            options,
+            resolver,
+            Pins::default(),
+            view,
+            None,
+        ))
+    }
+
+    pub(crate) fn new(
+        file: File<WebStorage>,
+        options: OpenOptions,
+        resolver: Rc<JsResolver>,
+        pins: Pins,
+        view: View,
+        pin: Option<Pin>,
+    ) -> Self {
+        Self {
+            view: RefCell::new(Rc::new(view)),
+            file,
+            options,
+            resolver,
+            pins,
+            _pin: pin,
+            filling: RefCell::default(),
+        }
+    }
+
+    pub(crate) fn view(&self) -> Rc<View> {
+        Rc::clone(&self.view.borrow())
+    }
+
+    /// How many reads of the image's file are worth having in flight.
+    fn at_once(&self) -> usize {
+        self.file.storage.queue_depth()
+    }
 }
 
 #[wasm_bindgen]
@@ -115,54 +165,15 @@ impl EngineImage {
         resolve: Function,
         control: Control,
     ) -> JsResult<EngineImage> {
-        let defaults = OpenOptions::default();
-        let format = options
-            .format()
-            .map(|name| name.parse::<Format>())
-            .transpose();
-        let options = OpenOptions {
-            format: format.map_err(|error| to_record(&error))?,
-            backing: if options.ignore_backing() {
-                Backing::Ignore
-            } else {
-                Backing::Open
-            },
-            // The caller has supplied the file by then, and what its content may name is asked for again.
-            probe_backing: true,
-            data_file: !options.ignore_data_file(),
-            cache_bytes: options
-                .cache_bytes()
-                .map_or(defaults.cache_bytes, |bytes| bytes as usize),
-            ..defaults
+        let opened = async {
+            let options = options.options()?;
+            let file = File {
+                name: source.name(),
+                storage: WebStorage::new(source),
+            };
+            Self::open_file(file, options, JsResolver::new(Some(resolve))).await
         };
-        let file = File {
-            name: source.name(),
-            storage: WebStorage::new(source),
-        };
-        let resolver = JsResolver::new(resolve);
-        let image = control
-            .run(Image::open(clone(&file), &options, &resolver))
-            .await
-            .map_err(|error| to_record(&error))?;
-        let view = RefCell::new(Rc::new(View {
-            image,
-            snapshot: None,
-        }));
-        Ok(Self {
-            view,
-            file,
-            options,
-            resolver,
-        })
-    }
-
-    fn view(&self) -> Rc<View> {
-        Rc::clone(&self.view.borrow())
-    }
-
-    /// How many reads of the image's file are worth having in flight.
-    fn at_once(&self) -> usize {
-        self.file.storage.queue_depth()
+        control.run(opened).await.map_err(|error| to_record(&error))
     }
 
     /// The size of the disk in bytes.
@@ -265,34 +276,6 @@ impl EngineImage {
         Ok(found.into())
     }
 
-    /// Checks the image's own file, changing nothing.
-    pub async fn check(&self, control: Control) -> JsResult<JsValue> {
-        let view = self.view();
-        let top = view.image.top();
-        let mut watch = Watch {
-            control: &control,
-            messages: Vec::new(),
-        };
-        let report = match top.as_qcow2() {
-            Some(qcow2) => control
-                .run(check::check(qcow2, &mut watch))
-                .await
-                .map_err(|error| to_record(&error))?,
-            None => {
-                return Err(to_record(&Error::Unsupported(
-                    "This image format does not support checks".into(),
-                )));
-            }
-        };
-        let filename = top.name().to_owned();
-        Ok(to_js(&CheckResult {
-            filename,
-            format: top.format().name(),
-            report,
-            messages: watch.messages,
-        })?)
-    }
-
     /// The `length` bytes of the disk from `offset` on.
     pub async fn read(&self, offset: u64, length: u32, control: Control) -> JsResult<Uint8Array> {
         let view = self.view();
@@ -308,7 +291,13 @@ impl EngineImage {
     #[wasm_bindgen(js_name = useSnapshot)]
     pub async fn use_snapshot(&self, id_or_name: Option<String>) -> JsResult<()> {
         let opened = async {
-            let mut image = Image::open(clone(&self.file), &self.options, &self.resolver).await?;
+            if self.options.writable {
+                return Err(Error::Refused(
+                    "An image that is open for writing stays at its active state; read a snapshot by itself"
+                        .into(),
+                ));
+            }
+            let mut image = Image::open(clone(&self.file), &self.options, &*self.resolver).await?;
             let mut snapshot = None;
             if let Some(wanted) = id_or_name {
                 image.use_snapshot(&wanted).await?;
@@ -369,7 +358,7 @@ pub async fn inspect(source: JsSource, control: Control) -> JsResult<JsValue> {
 }
 
 /// The same file: its storage is shared.
-fn clone(file: &File<WebStorage>) -> File<WebStorage> {
+pub(crate) fn clone(file: &File<WebStorage>) -> File<WebStorage> {
     File {
         storage: file.storage.clone(),
         name: file.name.clone(),

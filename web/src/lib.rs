@@ -7,11 +7,18 @@
 #![forbid(unsafe_code)]
 
 mod ahead;
+mod change;
+mod check;
+mod clock;
 mod control;
+mod convert;
+mod create;
 mod error;
+mod fill;
 mod image;
 pub mod overview;
 mod resolve;
+mod snapshots;
 mod storage;
 mod to_js;
 

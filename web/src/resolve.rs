@@ -11,9 +11,9 @@ use wasm_bindgen_futures::JsFuture;
 use crate::error::SourceFailure;
 use crate::storage::{JsSource, WebStorage};
 
-/// Asks a function of the caller's, once for each file.
+/// Asks a function of the caller's, once for each file; without one, refuses all but the files that it knows.
 pub struct JsResolver {
-    ask: Function,
+    ask: Option<Function>,
     known: RefCell<Vec<Known>>,
 }
 
@@ -26,14 +26,27 @@ struct Known {
 }
 
 impl JsResolver {
-    pub fn new(ask: Function) -> Self {
+    pub fn new(ask: Option<Function>) -> Self {
         Self {
             ask,
             known: RefCell::default(),
         }
     }
 
+    /// The file of this role is known: `name` as the image called `base` gives it.
+    pub fn knows(&self, role: Role, depth: usize, (base, name): (&str, &str), storage: WebStorage) {
+        self.known.borrow_mut().push(Known {
+            role,
+            depth,
+            path: join(base, name),
+            storage,
+        });
+    }
+
     async fn ask(&self, wanted: &Wanted<'_>) -> Result<Option<JsSource>> {
+        let Some(ask) = &self.ask else {
+            return Ok(None);
+        };
         let question = Object::new();
         let set = |key: &str, value: JsValue| {
             // A new plain object takes every property.
@@ -52,8 +65,7 @@ impl JsResolver {
         );
         set("depth", (wanted.depth as f64).into());
 
-        let mut answer = self
-            .ask
+        let mut answer = ask
             .call1(&JsValue::UNDEFINED, &question)
             .map_err(not_supplied)?;
         if let Some(promise) = answer.dyn_ref::<Promise>() {

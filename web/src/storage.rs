@@ -1,63 +1,18 @@
-//! An image's bytes, read from an object of JavaScript's.
+//! An image's bytes, in an object of JavaScript's.
+
+mod js;
+mod object;
 
 use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 
-use js_sys::{Promise, Uint8Array};
 use oxcow::Storage;
-use oxcow::storage::{WindowOptions, WindowedStorage};
-use wasm_bindgen::JsCast;
-use wasm_bindgen::prelude::*;
+use oxcow::storage::WindowedStorage;
 use wasm_bindgen_futures::JsFuture;
 
-use crate::error::SourceFailure;
-
-#[wasm_bindgen]
-extern "C" {
-    /// `EngineSource` of the package.
-    #[derive(Clone, Debug)]
-    pub type JsSource;
-
-    #[wasm_bindgen(method, getter)]
-    pub fn name(this: &JsSource) -> String;
-    #[wasm_bindgen(method, getter)]
-    fn size(this: &JsSource) -> f64;
-    #[wasm_bindgen(method, getter)]
-    fn windows(this: &JsSource) -> Option<JsWindows>;
-    #[wasm_bindgen(method, catch)]
-    fn read(this: &JsSource, offset: f64, length: f64) -> Result<JsValue, JsValue>;
-    /// Nobody waits for this answer of `read` any more.
-    #[wasm_bindgen(method)]
-    fn cancel(this: &JsSource, answer: &Promise);
-    /// Resolves after the event loop has turned once.
-    #[wasm_bindgen(method)]
-    fn turn(this: &JsSource) -> Promise;
-
-    /// `EngineWindows` of the package.
-    pub type JsWindows;
-
-    #[wasm_bindgen(method, getter, js_name = windowBytes)]
-    fn window_bytes(this: &JsWindows) -> f64;
-    #[wasm_bindgen(method, getter, js_name = longestBytes)]
-    fn longest_bytes(this: &JsWindows) -> f64;
-    #[wasm_bindgen(method, getter, js_name = cacheBytes)]
-    fn cache_bytes(this: &JsWindows) -> f64;
-    #[wasm_bindgen(method, getter)]
-    fn parallel(this: &JsWindows) -> f64;
-}
-
-impl JsWindows {
-    /// As the core takes them; whatever numbers JavaScript gave, a float becomes the nearest that there is.
-    fn options(&self) -> WindowOptions {
-        WindowOptions {
-            window: self.window_bytes() as usize,
-            longest_fetch: self.longest_bytes() as usize,
-            capacity: self.cache_bytes() as usize,
-            queue_depth: self.parallel() as usize,
-        }
-    }
-}
+pub use js::JsSource;
+use object::JsStorage;
 
 /// How long the engine works before it lets the thread see to its messages, in milliseconds: a request to
 /// stop is one of them.
@@ -68,23 +23,24 @@ thread_local! {
     static LAST_TURN: Cell<f64> = const { Cell::new(0.0) };
 }
 
-/// An image file; clones are the same file with the same cache.
+/// An image file; clones are the same file with the same cache. The one type of storage in the module:
+/// another would be all of the engine once more.
 #[derive(Clone, Debug)]
 pub struct WebStorage(Kind);
 
 #[derive(Clone, Debug)]
 enum Kind {
     Direct(Rc<JsStorage>),
+    /// Only of what is not written to: a write that was given up may land later than a window is fetched,
+    /// and nobody would tell the window.
     Windowed(Rc<WindowedStorage<JsStorage>>),
 }
 
 impl WebStorage {
     pub fn new(source: JsSource) -> Self {
         let windows = source.windows();
-        let storage = JsStorage {
-            size: source.size() as u64,
-            source,
-        };
+        let direct = source.direct();
+        let storage = JsStorage { source, direct };
         Self(match windows {
             Some(windows) => {
                 Kind::Windowed(Rc::new(WindowedStorage::new(storage, windows.options())))
@@ -93,10 +49,10 @@ impl WebStorage {
         })
     }
 
-    fn source(&self) -> &JsSource {
+    fn object(&self) -> &JsStorage {
         match &self.0 {
-            Kind::Direct(storage) => &storage.source,
-            Kind::Windowed(storage) => &storage.inner().source,
+            Kind::Direct(storage) => storage,
+            Kind::Windowed(storage) => storage.inner(),
         }
     }
 
@@ -106,7 +62,7 @@ impl WebStorage {
         let now = js_sys::Date::now();
         if now - LAST_TURN.get() > WORK_MS {
             // The promise is of this package's own and never rejects.
-            let _ = JsFuture::from(self.source().turn()).await;
+            let _ = JsFuture::from(self.object().source.turn()).await;
             LAST_TURN.set(js_sys::Date::now());
         }
     }
@@ -114,10 +70,7 @@ impl WebStorage {
 
 impl Storage for WebStorage {
     async fn len(&self) -> io::Result<u64> {
-        match &self.0 {
-            Kind::Direct(storage) => storage.len().await,
-            Kind::Windowed(storage) => storage.len().await,
-        }
+        Ok(self.object().size())
     }
 
     async fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
@@ -128,16 +81,17 @@ impl Storage for WebStorage {
         }
     }
 
-    async fn write_at(&self, _: u64, _: &[u8]) -> io::Result<()> {
-        read_only()
+    async fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.breathe().await;
+        self.object().write_at(offset, data).await
     }
 
-    async fn set_len(&self, _: u64) -> io::Result<()> {
-        read_only()
+    async fn set_len(&self, len: u64) -> io::Result<()> {
+        self.object().set_len(len).await
     }
 
     async fn flush(&self) -> io::Result<()> {
-        Ok(())
+        self.object().flush().await
     }
 
     fn queue_depth(&self) -> usize {
@@ -146,98 +100,4 @@ impl Storage for WebStorage {
             Kind::Windowed(storage) => storage.queue_depth(),
         }
     }
-}
-
-/// An answer that is waited for: when the one who waits goes away, the source is told, so that a request of
-/// its own can end there and then.
-struct Pending<'a> {
-    source: &'a JsSource,
-    /// `None` once it has settled.
-    promise: Option<Promise>,
-}
-
-impl Drop for Pending<'_> {
-    fn drop(&mut self) {
-        if let Some(promise) = &self.promise {
-            self.source.cancel(promise);
-        }
-    }
-}
-
-/// The object itself.
-#[derive(Debug)]
-struct JsStorage {
-    source: JsSource,
-    /// In bytes; a source's size does not change.
-    size: u64,
-}
-
-impl Storage for JsStorage {
-    async fn len(&self) -> io::Result<u64> {
-        Ok(self.size)
-    }
-
-    async fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
-        let wanted = (buf.len() as u64).min(self.size.saturating_sub(offset)) as usize;
-        let mut done = 0;
-        while done < wanted {
-            let (at, left) = ((offset + done as u64) as f64, (wanted - done) as f64);
-            let mut answer = self.source.read(at, left).map_err(to_io)?;
-            if let Some(promise) = answer.dyn_ref::<Promise>() {
-                let mut pending = Pending {
-                    source: &self.source,
-                    promise: Some(promise.clone()),
-                };
-                let settled = JsFuture::from(promise.clone()).await;
-                pending.promise = None;
-                answer = settled.map_err(to_io)?;
-            }
-            let Some(bytes) = answer.dyn_ref::<Uint8Array>() else {
-                return Err(io::Error::other(
-                    "the source's read() did not give a Uint8Array",
-                ));
-            };
-            let count = bytes.length() as usize;
-            let Some(target) = buf
-                .get_mut(done..done + count)
-                .filter(|_| done + count <= wanted)
-            else {
-                return Err(io::Error::other(
-                    "the source's read() gave more bytes than it was asked for",
-                ));
-            };
-            if count == 0 {
-                return Err(io::Error::new(
-                    io::ErrorKind::UnexpectedEof,
-                    "the source ends before its size",
-                ));
-            }
-            bytes.copy_to(target);
-            done += count;
-        }
-        Ok(done)
-    }
-
-    async fn write_at(&self, _: u64, _: &[u8]) -> io::Result<()> {
-        read_only()
-    }
-
-    async fn set_len(&self, _: u64) -> io::Result<()> {
-        read_only()
-    }
-
-    async fn flush(&self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-fn read_only() -> io::Result<()> {
-    Err(io::Error::new(
-        io::ErrorKind::ReadOnlyFilesystem,
-        "the source is read-only",
-    ))
-}
-
-fn to_io(thrown: JsValue) -> io::Error {
-    io::Error::other(SourceFailure::of(&thrown))
 }

@@ -6,18 +6,26 @@ import { css, html, LitElement, nothing, type TemplateResult } from 'lit';
 import './elements/bitmaps.js';
 import './elements/chain.js';
 import './elements/check.js';
+import './elements/clone.js';
 import './elements/cluster-map.js';
+import './elements/compare.js';
 import './elements/download.js';
 import './elements/facts.js';
+import './elements/filling.js';
 import './elements/hex-view.js';
+import './elements/keep.js';
+import './elements/resize.js';
 import './elements/safety.js';
 import './elements/snapshots.js';
+import './elements/stored.js';
 import type { Supply } from './elements/chain.js';
 import type { HexView } from './elements/hex-view.js';
 import { icons, mark } from './icons.js';
 import { Session } from './session.js';
+import { store } from './store.js';
 import { base } from './styles.js';
-import { counted, exact, formatName, formatWords, hex, size } from './words.js';
+import { trouble } from './trouble.js';
+import { counted, exact, formatName, formatWords, hex, size, stemOf } from './words.js';
 
 export class App extends LitElement {
   static override properties = { _dropping: { state: true }, _offline: { state: true } };
@@ -145,6 +153,13 @@ export class App extends LitElement {
         outline: 2px solid var(--accent);
         outline-offset: 2px;
       }
+      .shelf {
+        display: grid;
+        grid-template-columns: minmax(0, 1fr);
+        gap: 1rem;
+        max-width: 60rem;
+        margin: 1.5rem auto 0;
+      }
       .promises {
         display: grid;
         grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr));
@@ -257,6 +272,9 @@ export class App extends LitElement {
     this._dropping = false;
     this._offline = false;
     this.session.addEventListener('change', () => this.requestUpdate());
+    this.session.fillings.addEventListener('change', () => this.requestUpdate());
+    // What a crash has left is removed, and what it interrupted goes on; a browser without a file system of its own has none.
+    void store.sweep().then(() => this.session.fillAll()).catch(() => {});
     // The whole page takes files: a drop that misses would otherwise replace the page by the file.
     addEventListener('dragenter', (event) => this.#drag(event, 1));
     addEventListener('dragleave', (event) => this.#drag(event, -1));
@@ -267,7 +285,7 @@ export class App extends LitElement {
       const { wanted, file } = (event as CustomEvent<Supply>).detail;
       void this.session.supply(wanted, file);
     });
-    this.addEventListener('use-snapshot', (event) => void this.session.useSnapshot((event as CustomEvent<string | undefined>).detail));
+    this.addEventListener('use-snapshot', (event) => void this.session.useSnapshot((event as CustomEvent<string | null>).detail ?? undefined));
     this.addEventListener('show-bytes', (event) => {
       void this.renderRoot.querySelector<HexView>('ox-hex')?.show((event as CustomEvent<bigint>).detail);
     });
@@ -286,8 +304,8 @@ export class App extends LitElement {
       <main class="width">${session.phase === 'empty' ? this.#empty() : this.#opened()}</main>
       <footer>
         <div class="width">
-          <span>oxcow reads qcow2 and raw disk images in a sandbox of your browser.</span>
-          <span>Images are opened read-only and never changed.</span>
+          <span>oxcow works on qcow2 and raw disk images in a sandbox of your browser.</span>
+          <span>Dropped files are never changed; what you change is kept in this browser, in copies.</span>
         </div>
       </footer>
       <p class="hide" role="status">${this.#announcement()}</p>
@@ -301,7 +319,7 @@ export class App extends LitElement {
         <h1>Look inside a disk image</h1>
         <p>
           Virtual disks of QEMU, Proxmox, OpenStack and libvirt, of any size: what they contain, whether they are safe to use,
-          and whether they are intact.
+          and whether they are intact. Try changes on a copy, with snapshots; the file you drop is never changed.
         </p>
       </div>
       <label class="zone">
@@ -311,6 +329,16 @@ export class App extends LitElement {
         <span class="muted small">qcow2 or raw, together with its backing files if it has any</span>
         <input type="file" multiple aria-label="Choose a disk image" @change=${this.#choose} />
       </label>
+      <div class="shelf">
+        <section class="card" aria-labelledby="stored">
+          <header><h2 id="stored">Kept in this browser</h2></header>
+          <ox-stored .session=${this.session}></ox-stored>
+        </section>
+        <section class="card" aria-labelledby="clone">
+          <header><h2 id="clone">Clone from a URL</h2></header>
+          <ox-clone .session=${this.session}></ox-clone>
+        </section>
+      </div>
       <div class="promises">
         <section>
           <h2>It stays on your computer</h2>
@@ -333,25 +361,43 @@ export class App extends LitElement {
     const top = session.chain[0];
     const chain = session.phase === 'open' && session.dependencies.length > 0;
     const beside = chain || session.bitmaps.length > 0;
+    const filling = session.stored && session.fillings.states.get(session.name);
+    const keep = session.file && !session.stored && (session.phase === 'open' || (session.phase === 'failed' && session.report?.format === 'qcow2'));
     return html`
       <div class="title">
         <div>
-          <h1>${session.file?.name}</h1>
+          <h1>${session.name}</h1>
           <p class="number">
-            ${session.report ? html`${formatName(session.report.format)}, ${size(session.file?.size ?? 0)}. ` : nothing}${session.image
+            ${session.report ? html`${formatName(session.report.format)}, ${size(session.fileSize)}${session.stored ? ', kept in this browser' : ''}. ` : nothing}${session.image
               ? html`Read so far: ${size(session.traffic.bytes)} (<span id="traffic">${exact(session.traffic.bytes)}</span>).`
               : nothing}
           </p>
         </div>
-        <label class="button another">Open another image<input type="file" multiple aria-label="Open another image" @change=${this.#choose} /></label>
+        <div class="row">
+          <button @click=${() => session.close()}>Close</button>
+          <label class="button another">Open another image<input type="file" multiple aria-label="Open another image" @change=${this.#choose} /></label>
+        </div>
       </div>
       ${session.error ? this.#problem(session.error) : nothing} ${session.incomplete ? this.#incomplete() : nothing}
+      ${session.marked
+        ? html`<div class="note warning banner">
+            ${icons.warning}
+            <div><strong>This image is marked as corrupt.</strong> It can be read, but not changed before it is repaired: check it below.</div>
+          </div>`
+        : nothing}
+      ${filling ? html`<div class="card banner"><ox-filling .filling=${filling} @fill-again=${() => session.fillThis()}></ox-filling></div>` : nothing}
       ${session.phase === 'opening' ? html`<p class="muted">Opening…</p>` : nothing}
       <div class="grid">
         ${top
           ? html`<section class="card" aria-labelledby="facts">
               <header><h2 id="facts">At a glance</h2></header>
-              <ox-facts .info=${top} .fileSize=${session.file?.size ?? 0}></ox-facts>
+              <ox-facts .info=${top} .fileSize=${session.fileSize}></ox-facts>
+            </section>`
+          : nothing}
+        ${keep
+          ? html`<section class="card" aria-labelledby="keep">
+              <header><h2 id="keep">Work on it</h2></header>
+              <ox-keep .session=${session} .view=${session.view}></ox-keep>
             </section>`
           : nothing}
         <section class=${`card ${beside ? 'wide' : ''}`} aria-labelledby="safety">
@@ -363,7 +409,7 @@ export class App extends LitElement {
               ${chain
                 ? html`<section class="card" aria-labelledby="chain">
                     <header><h2 id="chain">Files it consists of</h2></header>
-                    <ox-chain .file=${session.file} .chain=${session.chain} .dependencies=${session.dependencies}></ox-chain>
+                    <ox-chain .name=${session.name} .chain=${session.chain} .dependencies=${session.dependencies}></ox-chain>
                   </section>`
                 : nothing}
               ${session.bitmaps.length
@@ -382,13 +428,26 @@ export class App extends LitElement {
               </dl>
             </section>`
           : nothing}
-        ${session.snapshots.length
+        ${session.snapshots.length || session.writable
           ? html`<section class="card" aria-labelledby="snapshots">
               <header>
                 <h2 id="snapshots">Snapshots</h2>
                 <span class="small muted">${counted(session.snapshots.length, 'snapshot')}</span>
               </header>
-              <ox-snapshots .snapshots=${session.snapshots} .used=${session.image?.snapshot} .activeSize=${top?.virtualSize ?? 0}></ox-snapshots>
+              <ox-snapshots
+                .session=${session}
+                .snapshots=${session.snapshots}
+                .used=${session.state}
+                .activeSize=${top?.virtualSize ?? 0}
+                .writable=${session.writable}
+                .lineage=${session.stored?.about.lineage}
+              ></ox-snapshots>
+            </section>`
+          : nothing}
+        ${session.snapshots.length && session.readable && !top?.encrypted
+          ? html`<section class="card" aria-labelledby="compare">
+              <header><h2 id="compare">Compare two states</h2></header>
+              <ox-compare .session=${session} .snapshots=${session.snapshots} .view=${session.view} .granularity=${top?.clusterSize ?? 65536}></ox-compare>
             </section>`
           : nothing}
         ${session.phase === 'open' ? this.#tools() : nothing}
@@ -400,7 +459,7 @@ export class App extends LitElement {
     const { session } = this;
     const { image, view } = session;
     const top = session.chain[0];
-    const state = session.snapshots.find(({ id }) => id === image?.snapshot);
+    const state = session.snapshots.find(({ id }) => id === session.state);
     const what = state ? `as in the snapshot “${state.name || state.id}”` : session.snapshots.length ? 'in its active state' : 'as a machine sees it';
     return html`
       <section class="card" aria-labelledby="map">
@@ -422,14 +481,20 @@ export class App extends LitElement {
       <div class=${session.readable ? 'narrow column' : 'column'}>
         <section class="card" aria-labelledby="check">
           <header><h2 id="check">Check</h2></header>
-          <ox-check .image=${image} .format=${top?.format ?? 'raw'}></ox-check>
+          <ox-check .session=${session} .image=${session.base} .format=${top?.format ?? 'raw'}></ox-check>
         </section>
+        ${session.writable
+          ? html`<section class="card" aria-labelledby="resize">
+              <header><h2 id="resize">Resize</h2></header>
+              <ox-resize .session=${session} .view=${view}></ox-resize>
+            </section>`
+          : nothing}
         ${session.readable
           ? html`<section class="card" aria-labelledby="download">
-              <header><h2 id="download">Save as raw</h2></header>
+              <header><h2 id="download">Save the disk</h2></header>
               ${top?.encrypted
                 ? html`<p class="note">${icons.lock}<span>The content is encrypted, and oxcow cannot decrypt it yet: there is nothing to save.</span></p>`
-                : html`<ox-download .image=${image} .view=${view} .name=${this.#rawName(state?.name)} .what=${what}></ox-download>`}
+                : html`<ox-download .image=${image} .view=${view} .stem=${this.#stem(state?.name)} .what=${what}></ox-download>`}
             </section>`
           : nothing}
       </div>
@@ -447,6 +512,9 @@ export class App extends LitElement {
       'not-this-format': 'This is not the format it claims to be',
       dependency: 'A file that the image needs could not be opened',
       io: 'The file could not be read',
+      busy: 'This image is open elsewhere',
+      'no-space': 'There is no room left',
+      stopped: 'This image was stopped',
     };
     const { place } = error;
     return html`<div class="note danger banner" role="alert">
@@ -455,9 +523,12 @@ export class App extends LitElement {
         <strong>${titles[error.code] ?? 'This image could not be opened'}.</strong>
         ${foreign
           ? html`The file is ${formatWords(format)}; oxcow reads qcow2 and raw images so far. QEMU’s <code>qemu-img convert</code> can turn it into one.`
-          : html`${sentence(error.message)}${place?.offset === undefined || place.offset >= (session.file?.size ?? 0) ? nothing : ` Byte ${hex(place.offset)} of the file.`}`}
-        ${error.code === 'io' ? ' If it was changed, moved or deleted since you chose it, choose it again.' : nothing}
-        ${session.phase === 'failed' && error.code !== 'io' && error.code !== 'internal'
+          : html`${trouble(error)}${place?.offset === undefined || place.offset >= session.fileSize ? nothing : ` Byte ${hex(place.offset)} of the file.`}`}
+        ${error.code === 'io' && session.file ? ' If it was changed, moved or deleted since you chose it, choose it again.' : nothing}
+        ${session.stored && session.phase === 'failed'
+          ? html`<div class="row"><button @click=${() => session.stored && session.openStored(session.stored)}>Try again</button></div>`
+          : nothing}
+        ${session.file && session.phase === 'failed' && error.code !== 'io' && error.code !== 'internal'
           ? html`<div class="row"><button @click=${() => session.openAsRaw()}>Show the file’s own bytes instead</button></div>`
           : nothing}
       </div>
@@ -467,6 +538,17 @@ export class App extends LitElement {
   #incomplete(): TemplateResult {
     const { session } = this;
     const names = session.missing.map(({ wanted }) => wanted.name);
+    const away = session.missing.find(({ url }) => url);
+    if (away) {
+      return html`<div class="note warning banner" role="alert">
+        ${icons.warning}
+        <div>
+          <strong>What this is cloned from cannot be used now.</strong> ${trouble(away.error as OxcowError)} The parts that are here already
+          are safe; the disk can be used again when the rest can be asked for.
+          <div class="row"><button @click=${() => session.stored && session.openStored(session.stored)}>Try again</button></div>
+        </div>
+      </div>`;
+    }
     return html`<div class="note warning banner" role="alert">
       ${icons.warning}
       <div>
@@ -488,13 +570,13 @@ export class App extends LitElement {
   }
 
   override updated(): void {
-    const { file } = this.session;
-    document.title = file ? `${file.name} · oxcow` : 'oxcow: look inside a disk image';
+    const { name } = this.session;
+    document.title = name ? `${name} · oxcow` : 'oxcow: look inside a disk image';
   }
 
   #announcement(): string {
     const { session } = this;
-    const name = session.file?.name ?? '';
+    const { name } = session;
     switch (session.phase) {
       case 'opening':
         return `Opening ${name}`;
@@ -507,9 +589,8 @@ export class App extends LitElement {
     }
   }
 
-  #rawName(snapshot: string | undefined): string {
-    const stem = (this.session.file?.name ?? 'disk').replace(/\.(qcow2|qcow|img|raw)$/i, '');
-    return `${stem}${snapshot ? `-${snapshot.replace(/[^\w.-]+/g, '_')}` : ''}.raw`;
+  #stem(snapshot: string | undefined): string {
+    return `${stemOf(this.session.name)}${snapshot ? `-${snapshot.replace(/[^\w.-]+/g, '_')}` : ''}`;
   }
 
   #choose(event: Event): void {
@@ -536,10 +617,6 @@ export class App extends LitElement {
     if (session.missing.length && (await session.supplyByName(files))) return;
     await session.open(files);
   }
-}
-
-function sentence(message: string): string {
-  return /[.!?]$/.test(message) ? message : `${message}.`;
 }
 
 customElements.define('ox-app', App);

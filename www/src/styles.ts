@@ -141,6 +141,7 @@ export const base = css`
 
   button.primary:hover:not(:disabled),
   .button.primary:hover {
+    background: var(--accent);
     filter: brightness(1.08);
   }
 
@@ -203,6 +204,11 @@ export const base = css`
 
   progress::-moz-progress-bar {
     background: var(--accent);
+  }
+
+  .running {
+    display: grid;
+    gap: 0.5rem;
   }
 
   .scroll {

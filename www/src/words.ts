@@ -114,3 +114,27 @@ export function formatName(format: string): string {
 export function formatWords(format: string): string {
   return FORMATS[format]?.[1] ?? `a file of format “${format}”`;
 }
+
+/** A message as a sentence of its own. */
+export function sentence(message: string): string {
+  const text = message.charAt(0).toUpperCase() + message.slice(1);
+  return /[.!?]$/.test(text) ? text : `${text}.`;
+}
+
+/** A file's name without the ending of a disk image. */
+export function stemOf(name: string): string {
+  return name.replace(/\.(qcow2|qcow|img|raw)$/i, '') || 'disk';
+}
+
+/**
+ * Reads a size as people write it, `20 GiB` or `512M`, as for an offset; parts of a unit too: `1.5G`.
+ * `undefined` where it is none.
+ */
+export function parseSize(text: string): bigint | undefined {
+  const parts = /^([0-9]+)\.([0-9]{1,3})\s*([kmgtpe])(?:i?b)?$/i.exec(text.trim());
+  if (!parts) return parseOffset(text);
+  const [, whole = '0', part = '0', unit = 'k'] = parts;
+  const shift = 10n * BigInt('kmgtpe'.indexOf(unit.toLowerCase()) + 1);
+  const bytes = (BigInt(whole + part) << shift) / 10n ** BigInt(part.length);
+  return (bytes / 512n) * 512n;
+}

@@ -404,7 +404,7 @@ describe('the page', { skip: missing }, () => {
     await opened();
     const [download] = await saved(() => page.getByRole('button', { name: /Save as raw/ }).click());
     await page.getByRole('progressbar', { name: 'Saving' }).waitFor();
-    await card('Save as raw').getByRole('button', { name: 'Cancel' }).click();
+    await card('Save the disk').getByRole('button', { name: 'Cancel' }).click();
     await page.getByText('Cancelled. The file is not complete.').waitFor();
     assert.notEqual(await download.failure(), null);
   });

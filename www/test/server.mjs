@@ -18,19 +18,25 @@ const TYPES = {
   '.webmanifest': 'application/manifest+json',
 };
 
+/** A file of the page as `[type, content]`; nothing where there is none. */
+export async function fileOf(url) {
+  const { pathname } = new URL(url, 'http://localhost');
+  const path = normalize(pathname.endsWith('/') ? `${pathname}index.html` : pathname);
+  try {
+    return [TYPES[extname(path)] ?? 'application/octet-stream', await readFile(join(DIST, path))];
+  } catch {
+    return undefined;
+  }
+}
+
 export async function serve() {
   const requests = [];
   const server = createServer(async (request, response) => {
     const { pathname } = new URL(request.url, 'http://localhost');
     requests.push({ method: request.method, path: pathname });
-    const path = normalize(pathname.endsWith('/') ? `${pathname}index.html` : pathname);
-    try {
-      const content = await readFile(join(DIST, path));
-      response.writeHead(200, { ...HEADERS, 'Content-Type': TYPES[extname(path)] ?? 'application/octet-stream' });
-      response.end(content);
-    } catch {
-      response.writeHead(404, HEADERS).end('no such file\n');
-    }
+    const file = await fileOf(request.url);
+    if (file) response.writeHead(200, { ...HEADERS, 'Content-Type': file[0] }).end(file[1]);
+    else response.writeHead(404, HEADERS).end('no such file\n');
   });
   await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
   const url = `http://127.0.0.1:${server.address().port}/`;

@@ -39,7 +39,7 @@ const COMMANDS: &[Command] = &[
     },
     Command {
         name: "bench",
-        help: "[CASE...]        ratios against native qemu-img; --runs N, --save keeps them in docs/benchmarks.md",
+        help: "[CASE...]        ratios against native qemu-img; --runs N, --save keeps them in docs/benchmarks.md; --web: the page and the package",
         run: bench::command,
     },
     Command {
@@ -51,6 +51,11 @@ const COMMANDS: &[Command] = &[
         name: "crash",
         help: "[--scripts N]    cut every script of N operations at every moment; --save docs/crash-run.json keeps the figures",
         run: crash::command,
+    },
+    Command {
+        name: "npm",
+        help: "                 build the npm package and pack it into target/npm/",
+        run: wasm::pack,
     },
     Command {
         name: "setup",

@@ -16,7 +16,8 @@ const OSLO_PACKAGES: &[&str] = &["oslo.utils==10.2.0", "cryptography"];
 /// The first qemu-img with the option handling and texts that the tests compare with.
 const QEMU_MAJOR: u32 = 10;
 
-/// What the tests compare with: the programs (any of a row will do) and the Debian package that has them.
+/// What the tests compare with or drive: the programs (any of a row will do) or the one file, by its path, and the Debian
+/// package that has them.
 const ORACLES: &[(&[&str], &str)] = &[
     (&["qemu-img"], "qemu-utils"),
     (&["qemu-io"], "qemu-utils"),
@@ -26,6 +27,12 @@ const ORACLES: &[(&[&str], &str)] = &[
     (&["mkfs.vfat"], "dosfstools"),
     (&["mkfs.ext4"], "e2fsprogs"),
     (&["debootstrap"], "debootstrap"),
+    // What the emulator v86 boots.
+    (&["/usr/share/seabios/bios.bin"], "seabios"),
+    (
+        &["/usr/lib/grub-rescue/grub-rescue-cdrom.iso"],
+        "grub-rescue-pc",
+    ),
 ];
 
 const CHROMIUM: &[&str] = &[

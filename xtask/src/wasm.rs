@@ -2,9 +2,11 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 
-use crate::project::{self, Result, cannot_run, cargo, npm, root, run, run_quietly, target_dir};
+use crate::project::{
+    self, Result, cannot_run, cargo, npm, output, root, run, run_quietly, target_dir,
+};
 use crate::setup;
 
 /// Where the web module runs.
@@ -50,12 +52,29 @@ pub fn fast_cli() -> Result<PathBuf> {
 pub fn package() -> Result<()> {
     setup::rust_target(WEB_TARGET)?;
     setup::npm_packages("web")?;
-    build(&["--release", "--target", WEB_TARGET, "-p", "oxcow-web"])?;
-    let module = target_dir()?
-        .join(WEB_TARGET)
-        .join("release/oxcow_web.wasm");
+    build(&[
+        "--profile",
+        "web",
+        "--target",
+        WEB_TARGET,
+        "-p",
+        "oxcow-web",
+    ])?;
+    let module = target_dir()?.join(WEB_TARGET).join("web/oxcow_web.wasm");
     bindings(&module, &root().join("web/dist/wasm"))?;
     run_quietly(npm("web").args(["run", "build"]))
+}
+
+/// `cargo xtask npm`: the npm package as an archive that `npm install` takes.
+pub fn pack(_: &[String]) -> Result<ExitCode> {
+    package()?;
+    let folder = target_dir()?.join("npm");
+    std::fs::create_dir_all(&folder)?;
+    let mut command = npm("web");
+    command.args(["pack", "--silent", "--pack-destination"]);
+    let name = output(command.arg(&folder))?;
+    println!("{}", folder.join(name.trim()).display());
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The page, ready to be served from the folder returned.

@@ -3,7 +3,6 @@
 use super::coverage::{Segment, coverage};
 use super::page::Claim;
 use super::references::References;
-use super::report::Watcher;
 use super::tables::REQUEST_BYTES;
 use crate::error::{Error, Place, Result, Structure};
 use crate::qcow2::OFFSET_MASK;
@@ -18,7 +17,7 @@ const ALL_ONES: u64 = 1;
 /// The most bytes of bits that a bitmap may have: a limit of QEMU's.
 const MAX_BITMAP_BYTES: u64 = 0x2000_0000;
 
-impl<S: Storage, W: Watcher> References<'_, '_, S, W> {
+impl<S: Storage> References<'_, '_, S> {
     /// Counts the bitmap directory, tables and bits. A directory or table that contradicts itself is an
     /// error: QEMU does not open such an image.
     pub(super) async fn count_bitmaps(&mut self) -> Result<()> {

@@ -8,7 +8,7 @@ use futures_util::{StreamExt, stream};
 use super::counter::Counter;
 use super::findings::Findings;
 use super::page::Tally;
-use super::report::{Problem, ProblemKind, Watcher};
+use super::report::{Problem, ProblemKind};
 use super::stored::{Block, Piece, Stored, Unreadable};
 use super::tables::Buffers;
 use crate::error::{Error, Place, Result, Structure};
@@ -20,12 +20,12 @@ const CHUNK: usize = 512;
 
 /// Compares the refcounts of `clusters`, which `counter` counted. Returns the last of them that is
 /// referred to or has a refcount.
-pub(super) async fn compare<S: Storage, W: Watcher>(
+pub(super) async fn compare<S: Storage>(
     image: &Qcow2<S>,
     stored: &Stored,
     counter: &Counter,
     clusters: Range<u64>,
-    findings: &mut Findings<'_, W>,
+    findings: &mut Findings<'_>,
 ) -> Result<Option<u64>> {
     let storage = &image.file().storage;
     let buffers = Buffers::default();
@@ -66,16 +66,16 @@ pub(super) async fn compare<S: Storage, W: Watcher>(
     Ok(comparison.last_used)
 }
 
-struct Comparison<'a, 'w, W> {
+struct Comparison<'a, 'w> {
     stored: &'a Stored,
     counter: &'a Counter,
-    findings: &'a mut Findings<'w, W>,
+    findings: &'a mut Findings<'w>,
     cluster_bytes: u64,
     last_used: Option<u64>,
     told_of_unaligned_block: bool,
 }
 
-impl<W: Watcher> Comparison<'_, '_, W> {
+impl Comparison<'_, '_> {
     /// Clusters that no block counts.
     fn unstored(&mut self, clusters: Range<u64>) {
         let mut at = clusters.start;

@@ -6,7 +6,7 @@ use futures_util::StreamExt;
 
 use super::coverage::Segment;
 use super::findings::Findings;
-use super::report::{Problem, ProblemKind, Watcher};
+use super::report::{Problem, ProblemKind};
 use super::stored::{Lookup, Stored};
 use super::tables::{Buffers, Slots, Visit, fetch, fetches, visits};
 use crate::error::{Place, Result, Structure};
@@ -20,10 +20,10 @@ use crate::storage::Storage;
 const ZERO: u64 = 1;
 
 /// Looks at every entry of the active tables.
-pub(super) async fn check<S: Storage, W: Watcher>(
+pub(super) async fn check<S: Storage>(
     image: &Qcow2<S>,
     stored: &Stored,
-    findings: &mut Findings<'_, W>,
+    findings: &mut Findings<'_>,
 ) -> Result<()> {
     let storage = &image.file().storage;
     let header = image.header();
@@ -91,13 +91,13 @@ pub(super) async fn check<S: Storage, W: Watcher>(
 }
 
 /// Returns whether the refcount could be read.
-async fn check_l1_entry<S: Storage, W: Watcher>(
+async fn check_l1_entry<S: Storage>(
     l1_entry: u64,
     l1_index: u64,
     at: u64,
     lookup: &mut Lookup<'_, S>,
     image: &Qcow2<S>,
-    findings: &mut Findings<'_, W>,
+    findings: &mut Findings<'_>,
 ) -> Result<bool> {
     let offset = l1_entry & OFFSET_MASK;
     if offset == 0 {
@@ -121,12 +121,12 @@ async fn check_l1_entry<S: Storage, W: Watcher>(
     Ok(true)
 }
 
-async fn check_l2_table<S: Storage, W: Watcher>(
+async fn check_l2_table<S: Storage>(
     visit: &Visit,
     table: &[u8],
     lookup: &mut Lookup<'_, S>,
     image: &Qcow2<S>,
-    findings: &mut Findings<'_, W>,
+    findings: &mut Findings<'_>,
 ) -> Result<()> {
     let format = image.l2_format();
     let words = format.entry_bytes() as usize / 8;

@@ -2,7 +2,7 @@
 
 use super::page::Claim;
 use super::references::References;
-use super::report::{Problem, ProblemKind, Watcher};
+use super::report::{Problem, ProblemKind};
 use super::tables::Visit;
 use crate::error::{Place, Structure};
 use crate::qcow2::l2::L2Entry;
@@ -73,7 +73,7 @@ fn is_consistent(subclusters: u64) -> bool {
     subclusters >> 32 & subclusters == 0
 }
 
-impl<S: Storage, W: Watcher> References<'_, '_, S, W> {
+impl<S: Storage> References<'_, '_, S> {
     /// Counts what the entries of `table` refer to.
     pub(super) fn count_l2_table<const EXTENDED: bool>(
         &mut self,

@@ -12,8 +12,8 @@ pub(crate) struct Fixed {
 }
 
 /// The report so far, and who watches.
-pub(crate) struct Findings<'w, W> {
-    watcher: &'w mut W,
+pub(crate) struct Findings<'w> {
+    watcher: &'w mut dyn Watcher,
     pub report: CheckReport,
     /// What is not in the report, because it is repaired.
     pub fixed: Fixed,
@@ -28,8 +28,8 @@ pub(crate) struct Findings<'w, W> {
     total: u64,
 }
 
-impl<'w, W: Watcher> Findings<'w, W> {
-    pub fn new(watcher: &'w mut W) -> Self {
+impl<'w> Findings<'w> {
+    pub fn new(watcher: &'w mut dyn Watcher) -> Self {
         let report = CheckReport::default();
         Self {
             watcher,
@@ -92,7 +92,7 @@ impl<'w, W: Watcher> Findings<'w, W> {
 
     /// The same watcher, for another walk over the same tables: it is told how far that is, and no problem
     /// again.
-    pub fn again(&mut self) -> Again<'_, W> {
+    pub fn again(&mut self) -> Again<'_> {
         Again(self.watcher)
     }
 
@@ -123,9 +123,9 @@ impl<'w, W: Watcher> Findings<'w, W> {
 }
 
 /// Who watches, without the problems.
-pub(crate) struct Again<'w, W>(&'w mut W);
+pub(crate) struct Again<'w>(&'w mut dyn Watcher);
 
-impl<W: Watcher> Watcher for Again<'_, W> {
+impl Watcher for Again<'_> {
     fn problem(&mut self, _: &Problem) {}
 
     fn progress(&mut self, done: u64, total: u64) -> bool {

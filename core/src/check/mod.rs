@@ -125,10 +125,10 @@ pub(crate) struct Counted {
 }
 
 /// Counts every reference, and compares the counts with the stored refcounts.
-pub(crate) async fn count<S: Storage, W: Watcher>(
+pub(crate) async fn count<S: Storage>(
     image: &Qcow2<S>,
     options: &CheckOptions,
-    findings: &mut Findings<'_, W>,
+    findings: &mut Findings<'_>,
 ) -> Result<Counted> {
     let cluster_size = image.header().cluster_size;
     let mut clusters = cluster_size.count_for(image.file_len());
@@ -174,10 +174,10 @@ pub(crate) async fn count<S: Storage, W: Watcher>(
 
 /// Counts the references to `clusters`, or to as many of them from the first on as the bound of memory
 /// allows. Returns also how many clusters there turned out to be.
-pub(crate) async fn count_from<S: Storage, W: Watcher>(
+pub(crate) async fn count_from<S: Storage>(
     image: &Qcow2<S>,
     options: &CheckOptions,
-    findings: &mut Findings<'_, W>,
+    findings: &mut Findings<'_>,
     stored: &Stored,
     snapshot_table_bytes: u64,
     clusters: Range<u64>,

@@ -10,7 +10,7 @@ use super::counter::Counter;
 use super::coverage::{Segment, coverage};
 use super::findings::Findings;
 use super::page::{Addend, Claim};
-use super::report::{Problem, ProblemKind, Watcher};
+use super::report::{Problem, ProblemKind};
 use super::stored::Stored;
 use super::tables::{Buffers, Slot, Slots, fetch, fetches, visits};
 use crate::error::{Place, Result, Structure};
@@ -21,9 +21,9 @@ use crate::storage::Storage;
 use crate::units::{HostOffset, SECTOR};
 
 /// A pass over all tables, which counts the references to a window of the host clusters.
-pub(crate) struct References<'a, 'w, S, W> {
+pub(crate) struct References<'a, 'w, S> {
     pub(crate) image: &'a Qcow2<S>,
-    pub(crate) findings: &'a mut Findings<'w, W>,
+    pub(crate) findings: &'a mut Findings<'w>,
     counter: Counter,
     /// How many host clusters there are: those of the file, and one more where something lies across its end.
     clusters: u64,
@@ -41,11 +41,11 @@ pub(crate) fn work<S: Storage>(image: &Qcow2<S>) -> u64 {
     inactive + u64::from(image.header().l1.entries)
 }
 
-impl<'a, 'w, S: Storage, W: Watcher> References<'a, 'w, S, W> {
+impl<'a, 'w, S: Storage> References<'a, 'w, S> {
     /// A pass for the clusters from `from` on, of `clusters` that there are.
     pub fn new(
         image: &'a Qcow2<S>,
-        findings: &'a mut Findings<'w, W>,
+        findings: &'a mut Findings<'w>,
         from: u64,
         clusters: u64,
         counter_bytes: usize,

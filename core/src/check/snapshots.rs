@@ -1,7 +1,7 @@
 //! The snapshot table as a table: its entries were parsed when the image was opened.
 
 use super::findings::Findings;
-use super::report::{Problem, ProblemKind, Watcher};
+use super::report::{Problem, ProblemKind};
 use crate::error::{Error, Place, Result, Structure};
 use crate::image::Qcow2;
 use crate::qcow2::Version;
@@ -14,9 +14,9 @@ const FIXED_BYTES: u64 = 40;
 const LEAST_EXTRA: u64 = 16;
 
 /// Checks that no entry lacks what its version must have; returns the table's length in bytes.
-pub(super) async fn check_table<S: Storage, W: Watcher>(
+pub(super) async fn check_table<S: Storage>(
     image: &Qcow2<S>,
-    findings: &mut Findings<'_, W>,
+    findings: &mut Findings<'_>,
 ) -> Result<u64> {
     const PIECE: u64 = 64 << 10;
     let start = image.header().snapshots.offset.0;

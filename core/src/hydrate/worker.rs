@@ -92,10 +92,11 @@ impl<S: Storage, C: Clock> Hydration<'_, S, C> {
         let mut backoff = self.options.backoff;
         let mut left = self.options.retries;
         loop {
-            match self.image.fetch(range.clone()).await {
-                Ok(data) => return Ok(Some(data)),
-                Err(error) if left == 0 || !may_pass(&error) => return Err(error),
-                Err(_) => {}
+            match self.unless_cancelled(self.image.fetch(range.clone())).await {
+                None => return Ok(None),
+                Some(Ok(data)) => return Ok(Some(data)),
+                Some(Err(error)) if left == 0 || !may_pass(&error) => return Err(error),
+                Some(Err(_)) => {}
             }
             left -= 1;
             self.count(|numbers| numbers.retries += 1);
@@ -147,6 +148,22 @@ impl<S: Storage, C: Clock> Hydration<'_, S, C> {
         self.free_from.set(until);
         self.unless_told(self.clock.sleep(until.saturating_sub(now)))
             .await;
+    }
+
+    /// What `work` comes to; `None` where it is given up because the hydration is cancelled: a source that
+    /// does not answer keeps nobody.
+    async fn unless_cancelled<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let cancelled = async {
+            while !self.cancelled.get() {
+                self.signal.next().await;
+            }
+        };
+        pin_mut!(work);
+        pin_mut!(cancelled);
+        match select(work, cancelled).await {
+            Either::Left((done, _)) => Some(done),
+            Either::Right(_) => None,
+        }
     }
 
     /// Waits for `sleep`, or for a word from outside.

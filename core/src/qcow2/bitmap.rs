@@ -66,6 +66,21 @@ impl Bitmap {
         1 << self.granularity_bits
     }
 
+    /// Its entry of the directory, without extra data.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut bytes = vec![0; FIXED_BYTES];
+        put64(&mut bytes, 0, self.table.0);
+        put32(&mut bytes, 8, self.table_entries);
+        put32(&mut bytes, 12, self.flags.0);
+        bytes[16] = DIRTY_TRACKING;
+        bytes[17] = self.granularity_bits;
+        let name_bytes = self.name.len() as u16;
+        bytes[18..20].copy_from_slice(&name_bytes.to_be_bytes());
+        bytes.extend_from_slice(self.name.as_bytes());
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        bytes
+    }
+
     /// How many bits it has for a disk of `size` bytes.
     pub(crate) fn bits_for(&self, size: u64) -> u64 {
         size.div_ceil(self.granularity())

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use super::refcounts::NewRefcounts;
 use crate::check::entries::without_misplaced_cluster;
 use crate::check::findings::Findings;
-use crate::check::{Problem, ProblemKind, Watcher};
+use crate::check::{Problem, ProblemKind};
 use crate::error::{Place, Result, Structure};
 use crate::image::Qcow2;
 use crate::image::change::Engine;
@@ -79,11 +79,11 @@ pub(super) struct ActiveTables<'e, 'a, S> {
 impl<S: Storage> ActiveTables<'_, '_, S> {
     /// Makes the tables of `l1` agree with the refcounts of `new`; `l1` is the one for them then. Returns
     /// whether it differs.
-    pub async fn walk<W: Watcher>(
+    pub async fn walk(
         &self,
         l1: &mut [u64],
         new: &mut NewRefcounts<'_, '_, S>,
-        findings: &mut Findings<'_, W>,
+        findings: &mut Findings<'_>,
     ) -> Result<bool> {
         let mut changed = false;
         let mut shared = Shared::default();
@@ -105,13 +105,13 @@ impl<S: Storage> ActiveTables<'_, '_, S> {
     }
 
     /// An L1 entry as it should be, with its table.
-    async fn entry<W: Watcher>(
+    async fn entry(
         &self,
         l1_index: u64,
         l1_entry: u64,
         shared: &mut Shared,
         new: &mut NewRefcounts<'_, '_, S>,
-        findings: &mut Findings<'_, W>,
+        findings: &mut Findings<'_>,
     ) -> Result<u64> {
         let image = self.engine.qcow2;
         let offset = l1_entry & OFFSET_MASK;
@@ -190,13 +190,13 @@ impl<S: Storage> ActiveTables<'_, '_, S> {
     }
 
     /// Makes the entries of `table` right; returns whether any is another now.
-    async fn table<W: Watcher>(
+    async fn table(
         &self,
         offset: u64,
         table: &mut [u64],
         whole: bool,
         new: &mut NewRefcounts<'_, '_, S>,
-        findings: &mut Findings<'_, W>,
+        findings: &mut Findings<'_>,
     ) -> Result<bool> {
         let image: &Qcow2<S> = self.engine.qcow2;
         let format = image.l2_format();
@@ -251,7 +251,7 @@ impl<S: Storage> ActiveTables<'_, '_, S> {
         Ok(changed)
     }
 
-    fn found<W: Watcher>(&self, problem: Problem, findings: &mut Findings<'_, W>) {
+    fn found(&self, problem: Problem, findings: &mut Findings<'_>) {
         if self.tells {
             findings.of_cluster(problem);
         }

@@ -136,7 +136,7 @@ pub async fn repair_with<S: Storage>(
 pub(crate) async fn repair_held<S: Storage>(
     engine: &Engine<'_, S>,
     mode: RepairMode,
-    watcher: &mut impl Watcher,
+    watcher: &mut dyn Watcher,
 ) -> Result<(RepairReport, bool)> {
     let options = &CheckOptions::default();
     let repair = Repair {
@@ -154,7 +154,7 @@ struct Repair<'e, 'a, S> {
 }
 
 impl<S: Storage> Repair<'_, '_, S> {
-    async fn run(&self, watcher: &mut impl Watcher) -> Result<(RepairReport, bool)> {
+    async fn run(&self, watcher: &mut dyn Watcher) -> Result<(RepairReport, bool)> {
         let image = self.engine.qcow2;
         let mut findings = Findings::new(watcher);
         findings.noted = Some(Noted::new(self.mode, image.header().cluster_size));
@@ -231,7 +231,7 @@ impl<S: Storage> Repair<'_, '_, S> {
     }
 
     /// Says that the refcounts are built anew, or refuses where that was not asked for.
-    fn tell_of_rebuilding<W: Watcher>(&self, findings: &mut Findings<'_, W>) -> Result<()> {
+    fn tell_of_rebuilding(&self, findings: &mut Findings<'_>) -> Result<()> {
         let say = |kind| Problem::new(kind, Place::of(Structure::RefcountTable));
         match self.mode {
             RepairMode::All => {
@@ -282,7 +282,7 @@ impl<S: Storage> Repair<'_, '_, S> {
     }
 
     /// Takes what [`Recount`] has made right out of what was found.
-    fn count_fixed<W>(&self, noted: &Noted, findings: &mut Findings<'_, W>) {
+    fn count_fixed(&self, noted: &Noted, findings: &mut Findings<'_>) {
         let (report, fixed) = (&mut findings.report, &mut findings.fixed);
         if !noted.incomplete {
             fixed.leaks += std::mem::take(&mut report.leaks);
@@ -328,11 +328,11 @@ impl<S: Storage> Repair<'_, '_, S> {
 
     /// Makes the active tables right, as far as it is certain what that is. Returns the L1 table where it
     /// is another now.
-    async fn walk_active_tables<W: Watcher>(
+    async fn walk_active_tables(
         &self,
         noted: &Noted,
         new: &mut NewRefcounts<'_, '_, S>,
-        findings: &mut Findings<'_, W>,
+        findings: &mut Findings<'_>,
         header: &mut RawHeader,
     ) -> Result<Option<Vec<u64>>> {
         let image = self.engine.qcow2;
@@ -381,7 +381,7 @@ impl<S: Storage> Repair<'_, '_, S> {
     }
 
     /// Clears the marks of trouble where there is none left.
-    fn clear_marks<W>(&self, findings: &Findings<'_, W>, header: &mut RawHeader) {
+    fn clear_marks(&self, findings: &Findings<'_>, header: &mut RawHeader) {
         if findings.report.corruptions == 0 && findings.report.check_errors == 0 {
             let marks = Incompatible::DIRTY.0 | Incompatible::CORRUPT.0;
             header.incompatible_features &= !marks;

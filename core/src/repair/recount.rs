@@ -6,7 +6,7 @@ use crate::check::counter::Counter;
 use crate::check::findings::Findings;
 use crate::check::noted::Noted;
 use crate::check::page::Tally;
-use crate::check::{CheckOptions, Counted, Problem, ProblemKind, Watcher, count_from};
+use crate::check::{CheckOptions, Counted, Problem, ProblemKind, count_from};
 use crate::error::{Place, Result, Structure};
 use crate::image::Qcow2;
 use crate::storage::Storage;
@@ -27,10 +27,10 @@ pub(super) struct Recount<'a, S> {
 
 impl<S: Storage> Recount<'_, S> {
     /// Counts again, window by window, unless one window held all counts; tells what is repaired.
-    pub async fn repair<W: Watcher>(
+    pub async fn repair(
         &self,
         new: &mut NewRefcounts<'_, '_, S>,
-        findings: &mut Findings<'_, W>,
+        findings: &mut Findings<'_>,
     ) -> Result<()> {
         if let Some(counter) = &self.counted.counter {
             self.window(counter, 0, new, findings).await?;
@@ -66,10 +66,10 @@ impl<S: Storage> Recount<'_, S> {
     /// Refcounts past the end of the file are for nothing, and would show as leaks once it has grown. QEMU
     /// does not look at them; nobody is told. A file may have blocks for far more than there is: those go as
     /// they are.
-    async fn past_the_end<W: Watcher>(
+    async fn past_the_end(
         &self,
         new: &mut NewRefcounts<'_, '_, S>,
-        findings: &mut Findings<'_, W>,
+        findings: &mut Findings<'_>,
     ) -> Result<()> {
         if self.noted.incomplete {
             return Ok(());
@@ -92,12 +92,12 @@ impl<S: Storage> Recount<'_, S> {
     }
 
     /// Compares the clusters of one window with what was counted.
-    async fn window<W: Watcher>(
+    async fn window(
         &self,
         counter: &Counter,
         from: u64,
         new: &mut NewRefcounts<'_, '_, S>,
-        findings: &mut Findings<'_, W>,
+        findings: &mut Findings<'_>,
     ) -> Result<()> {
         let end = counter.window().end.min(self.counted.clusters);
         let mut at = from;
@@ -116,13 +116,13 @@ impl<S: Storage> Recount<'_, S> {
     }
 
     /// Clusters of one block.
-    async fn chunk<W: Watcher>(
+    async fn chunk(
         &self,
         counter: &Counter,
         start: u64,
         count: usize,
         new: &mut NewRefcounts<'_, '_, S>,
-        findings: &mut Findings<'_, W>,
+        findings: &mut Findings<'_>,
     ) -> Result<()> {
         let (mut counts, mut tallies) = ([0; CHUNK], [Tally::default(); CHUNK]);
         let (counts, tallies) = (&mut counts[..count], &mut tallies[..count]);
@@ -166,13 +166,13 @@ impl<S: Storage> Recount<'_, S> {
         header.refcount_width.entries_per_block(header.cluster_size)
     }
 
-    fn tell<W: Watcher>(
+    fn tell(
         &self,
         cluster: u64,
         stored: u64,
         references: u64,
         repaired: bool,
-        findings: &mut Findings<'_, W>,
+        findings: &mut Findings<'_>,
     ) {
         let kind = if stored < references {
             ProblemKind::RefcountTooLow {

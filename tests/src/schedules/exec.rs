@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 
 use super::files::{Files, NOBODY, UnderWay};
+use super::states::{END, Met, StateId, States, stir};
 use crate::crash::exec::Woken;
 use crate::rng::Rng;
 
@@ -52,6 +53,22 @@ pub struct Trace {
     pub made: Vec<Deviation>,
     /// Whether a task may be dropped, once.
     pub may_drop: bool,
+    /// The states that were met for the first time, after the last deviation: the last steps'.
+    pub path: Vec<StateId>,
+    /// The state that another schedule went on from, or [`END`].
+    pub joins: StateId,
+    /// A hash of what tasks were told and of what the files held in the end.
+    pub end: u64,
+    /// The keys of all steps' states, where they are asked for.
+    pub keys: Option<Vec<u64>>,
+}
+
+impl Trace {
+    /// Whether it ended where another schedule went on.
+    #[must_use]
+    pub fn has_joined(&self) -> bool {
+        self.joins != END
+    }
 }
 
 /// What can be done next.
@@ -91,6 +108,8 @@ pub enum Outcome {
     Stuck,
     /// It does not end.
     Endless,
+    /// Another schedule went on from where it is.
+    Joined,
 }
 
 /// The most steps of a run.
@@ -125,6 +144,7 @@ impl<'t> Exec<'t> {
     /// Adds a task.
     pub fn spawn(&mut self, task: impl Future<Output = ()> + 't) {
         let (woken, waker) = Woken::new();
+        self.files.add_waker(&waker);
         self.tasks.push((Some(Box::pin(task)), woken, waker));
     }
 
@@ -137,15 +157,27 @@ impl<'t> Exec<'t> {
         })
     }
 
-    /// Runs to the end. What was asked for and is not over by then is completed.
-    pub fn run(&mut self, mut chooser: Chooser<'_>, trace: &mut Trace) -> Outcome {
+    /// Runs to the end, or with `states` to a state that another schedule went on from once all deviations are
+    /// made. What was asked for and is not over in the end is completed.
+    pub fn run(
+        &mut self,
+        mut chooser: Chooser<'_>,
+        trace: &mut Trace,
+        mut states: Option<&mut States>,
+    ) -> Outcome {
         trace.steps.clear();
         trace.made.clear();
+        trace.path.clear();
+        if let Some(keys) = &mut trace.keys {
+            keys.clear();
+        }
+        trace.joins = END;
         let mut given = 0;
         let mut may_drop = trace.may_drop;
         loop {
             if self.tasks.iter().all(|(task, ..)| task.is_none()) {
                 self.settle();
+                trace.end = self.files.past();
                 return Outcome::Done;
             }
             let step = trace.steps.len();
@@ -155,6 +187,22 @@ impl<'t> Exec<'t> {
             let Some(alternatives) = self.look(may_drop) else {
                 return Outcome::Stuck;
             };
+            if trace.keys.is_some() {
+                let key = self.key(may_drop);
+                trace.keys.get_or_insert_default().push(key);
+            }
+            if let Some(states) = &mut states
+                && let Chooser::Given(deviations) = &chooser
+                && given == deviations.len()
+            {
+                match states.meet(self.key(may_drop)) {
+                    Met::Now(state) => trace.path.push(state),
+                    Met::Before(state) => {
+                        trace.joins = state;
+                        return Outcome::Joined;
+                    }
+                }
+            }
             let chosen = match &mut chooser {
                 Chooser::Given(deviations) => match deviations.get(given) {
                     Some((at, chosen)) if usize::from(*at) == step => {
@@ -178,6 +226,16 @@ impl<'t> Exec<'t> {
             may_drop &= !matches!(action, Action::Drop(_));
             self.act(action);
         }
+    }
+
+    /// All that decides what can still happen.
+    fn key(&self, may_drop: bool) -> u64 {
+        let current = self.current.map_or(0, |task| task as u64 + 1);
+        let stands = self.stands.iter().fold(current, |sum, stand| {
+            let ready = u64::from(*stand == Stand::Ready);
+            sum << 2 | u64::from(*stand == Stand::Over) << 1 | ready
+        });
+        self.files.key() ^ stir(stands << 1 | u64::from(may_drop))
     }
 
     /// Completes what dropped tasks left under way.
@@ -292,7 +350,10 @@ impl<'t> Exec<'t> {
                 self.files.complete(number);
                 self.advance(task);
             }
-            Action::Drop(task) => self.tasks[task].0 = None,
+            Action::Drop(task) => {
+                self.files.note(stir(!(task as u64)));
+                self.tasks[task].0 = None;
+            }
         }
     }
 

@@ -9,6 +9,8 @@ use std::task::{Context, Poll, Waker};
 
 use oxcow::Storage;
 
+use super::states::{hash, stir};
+
 /// The task of a request whose future was dropped: it may still take effect, and nobody waits for it.
 pub const NOBODY: usize = usize::MAX;
 
@@ -41,6 +43,8 @@ struct Request {
     wish: Option<Wish>,
     answer: Vec<u8>,
     waker: Option<Waker>,
+    /// Whether the waker is the task's own, so that it does not matter when it is woken, only that it is.
+    direct: bool,
 }
 
 /// A request that is under way, to choose from.
@@ -65,7 +69,17 @@ pub struct Files {
     /// Who is running.
     task: Cell<usize>,
     sleeps: Cell<u32>,
+    /// The tasks' wakers.
+    wakers: RefCell<Vec<Waker>>,
+    /// What tasks were told so far, in order: a hash.
+    told: Cell<u64>,
+    /// Hashes of what was written, by file and block of [`BLOCK`] bytes, and their sum.
+    blocks: RefCell<Vec<Vec<u64>>>,
+    written: Cell<u64>,
 }
+
+/// Bytes of which one hash is kept.
+const BLOCK: usize = 256;
 
 impl Files {
     /// These files, whose requests complete at once for now.
@@ -85,6 +99,69 @@ impl Files {
     /// From now on `task` asks.
     pub fn set_task(&self, task: usize) {
         self.task.set(task);
+        self.note(task as u64);
+    }
+
+    /// The waker of the next task.
+    pub fn add_waker(&self, waker: &Waker) {
+        self.wakers.borrow_mut().push(waker.clone());
+    }
+
+    /// Keeps that something happened which decides how tasks go on.
+    pub fn note(&self, what: u64) {
+        self.told.set(stir(self.told.get() ^ what));
+    }
+
+    /// What tasks were told so far, and what the files hold.
+    #[must_use]
+    pub fn past(&self) -> u64 {
+        let files = self.bytes.borrow();
+        let lengths = files.iter().map(|bytes| bytes.len() as u64);
+        let lengths = lengths.fold(u64::from(self.sleeps.get()), |sum, len| stir(sum ^ len));
+        stir(self.told.get() ^ lengths).wrapping_add(self.written.get())
+    }
+
+    /// The same with the requests that are under way, or answered while their task has not run since.
+    #[must_use]
+    pub fn key(&self) -> u64 {
+        let requests = self.requests.borrow();
+        requests.iter().fold(self.past(), |sum, request| {
+            let number = u64::from(request.number) << 2;
+            let stands = match &request.wish {
+                Some(_) => stir(number | u64::from(request.task == NOBODY)),
+                None => stir(stir(number | 2) ^ hash(&request.answer)),
+            };
+            sum.wrapping_add(stands)
+        })
+    }
+
+    /// Bytes of a file have changed.
+    fn sum_up(&self, file: usize, changed: std::ops::Range<usize>) {
+        let files = self.bytes.borrow();
+        let mut blocks = self.blocks.borrow_mut();
+        if blocks.len() <= file {
+            blocks.resize(file + 1, Vec::new());
+        }
+        let blocks = &mut blocks[file];
+        let bytes = &files[file];
+        let end = changed.end.div_ceil(BLOCK);
+        if blocks.len() < end {
+            blocks.resize(end, 0);
+        }
+        for (block, kept) in blocks
+            .iter_mut()
+            .enumerate()
+            .take(end)
+            .skip(changed.start / BLOCK)
+        {
+            let from = (block * BLOCK).min(bytes.len());
+            let to = (from + BLOCK).min(bytes.len());
+            let place = ((file as u64) << 32) | block as u64;
+            let sum = stir(hash(&bytes[from..to]) ^ stir(place));
+            let others = self.written.get().wrapping_sub(*kept);
+            self.written.set(others.wrapping_add(sum));
+            *kept = sum;
+        }
     }
 
     /// One of the files.
@@ -140,20 +217,28 @@ impl Files {
             let over = |r: &Request| r.task == NOBODY && r.wish.is_none();
             requests.retain(|request| !over(request));
             let at = requests.iter().position(|request| request.number == number);
-            let Some(request) = at.map(|at| &mut requests[at]) else {
-                return;
-            };
-            if let Some(waker) = request.waker.take() {
-                waker.wake();
+            if let Some(at) = at {
+                self.wake(&mut requests[at]);
             }
             return;
         }
         request.answer = self.perform(wish);
-        if request.task == NOBODY {
-            requests.swap_remove(at);
-        } else if let Some(waker) = request.waker.take() {
-            waker.wake();
+        match request.task {
+            NOBODY => drop(requests.remove(at)),
+            _ => self.wake(&mut requests[at]),
         }
+    }
+
+    /// Wakes who waits for a request.
+    fn wake(&self, request: &mut Request) {
+        let Some(waker) = request.waker.take() else {
+            return;
+        };
+        if !request.direct {
+            // It is put into a queue behind others of the same task, so that the order can be told.
+            self.note(stir(u64::from(request.number)));
+        }
+        waker.wake();
     }
 
     fn perform(&self, wish: Wish) -> Vec<u8> {
@@ -168,9 +253,11 @@ impl Files {
                 bytes.truncate(count);
                 return bytes;
             }
-            Wish::Write { file, offset, data } => self.write(file, offset, &data),
+            Wish::Write { file, offset, data } => self.write_queued(file, offset, &data),
             Wish::Length { file, len } => {
+                let before = self.bytes.borrow()[file].len();
                 self.bytes.borrow_mut()[file].resize(len as usize, 0);
+                self.sum_up(file, before.min(len as usize)..before.max(len as usize));
             }
             Wish::Flush => {}
             Wish::Sleep => self.sleeps.set(self.sleeps.get() + 1),
@@ -195,6 +282,14 @@ impl Files {
         bytes[offset as usize..end].copy_from_slice(data);
     }
 
+    /// A write that was waited for.
+    fn write_queued(&self, file: usize, offset: u64, data: &[u8]) {
+        let before = self.bytes.borrow()[file].len();
+        self.write(file, offset, data);
+        let start = before.min(offset as usize);
+        self.sum_up(file, start..offset as usize + data.len());
+    }
+
     fn ask(self: &Rc<Self>, wish: Wish) -> Wait<'_> {
         let number = self.next.get();
         self.next.set(number + 1);
@@ -204,6 +299,7 @@ impl Files {
             wish: Some(wish),
             answer: Vec::new(),
             waker: None,
+            direct: false,
         });
         Wait {
             files: self,
@@ -223,6 +319,7 @@ impl Files {
     /// How often time has passed.
     #[must_use]
     pub fn time(&self) -> u32 {
+        self.note(u64::from(self.sleeps.get()));
         self.sleeps.get()
     }
 }
@@ -243,10 +340,17 @@ impl Future for Wait<'_> {
             .position(|request| request.number == self.number)
             .expect("a request stays until it is answered");
         if requests[at].wish.is_some() {
-            requests[at].waker = Some(context.waker().clone());
+            let request = &mut requests[at];
+            let wakers = self.files.wakers.borrow();
+            let own = wakers.get(request.task);
+            request.direct = own.is_some_and(|own| own.will_wake(context.waker()));
+            request.waker = Some(context.waker().clone());
             return Poll::Pending;
         }
-        Poll::Ready(requests.remove(at).answer)
+        let request = requests.remove(at);
+        let told = stir(u64::from(self.number) << 2) ^ hash(&request.answer);
+        self.files.note(told);
+        Poll::Ready(request.answer)
     }
 }
 
@@ -294,7 +398,9 @@ impl Disk {
 
 impl Storage for Disk {
     async fn len(&self) -> io::Result<u64> {
-        Ok(self.files.bytes.borrow()[self.file].len() as u64)
+        let len = self.files.bytes.borrow()[self.file].len() as u64;
+        self.files.note(len);
+        Ok(len)
     }
 
     async fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {

@@ -48,8 +48,8 @@ pub fn bytes_of(tags: &[Tag], from: usize) -> Vec<u8> {
 pub fn tag_of(bytes: &[u8], atom: usize) -> Option<Tag> {
     let tag = bytes[0];
     let second = if tag == 0 { 0 } else { atom as u8 + 100 };
-    let pairs = bytes.as_chunks::<2>().0;
-    let same = bytes.len() == ATOM && pairs.iter().all(|pair| *pair == [tag, second]);
+    // The first pair is right, and each is as the one before.
+    let same = bytes.len() == ATOM && bytes[1] == second && bytes[2..] == bytes[..ATOM - 2];
     same.then_some(tag)
 }
 

@@ -13,4 +13,5 @@ pub mod history;
 pub mod hydrating;
 pub mod search;
 pub mod starts;
+pub mod states;
 pub mod structure;

@@ -4,8 +4,9 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::case::{Case, run};
-use super::exec::{Alternatives, Chooser, Deviation, Exec, Trace};
+use super::exec::{Chooser, Deviation, Exec, Trace};
 use super::starts::{Base, StartKind};
+use super::states::{END, StateId, States};
 use crate::rng::Rng;
 
 /// How far a search goes.
@@ -15,34 +16,51 @@ pub struct Bounds {
     pub preemptions: u32,
     /// In which a task is dropped besides.
     pub drops: bool,
-    /// With one more preemption, at most so many, drawn evenly.
-    pub sampled: u64,
-    /// The file is looked at once in so many schedules.
+    /// All with one more, and one more again, while they take no more than so many steps; then of those with one
+    /// more than that by lot.
+    pub steps: u64,
+    /// The file is looked at once in so many schedules that come to their end.
     pub judge_one_in: u64,
 }
 
 /// What was run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Figures {
-    /// Schedules.
+    /// Schedules that were run, each for itself.
     pub schedules: u64,
-    /// Steps in them.
+    /// Of these, such as came to a state that another one had gone on from, and ended there.
+    pub joined: u64,
+    /// Schedules that were not run: each goes on, from a state that one which was run came to, as one does that was
+    /// run from there.
+    pub equivalent: u64,
+    /// Steps of what was run.
     pub steps: u64,
     /// Schedules in which a task was dropped.
     pub dropped: u64,
     /// Files looked at.
     pub judged: u64,
-    /// Cases of which all schedules within the bounds were run, and one preemption more.
+    /// Cases by the number of preemptions with which there is no schedule that was not run or is not equivalent to
+    /// one.
+    pub complete: [u64; DEPTHS],
+    /// Cases all of whose schedules were run, or are equivalent to one.
     pub exhausted: u64,
 }
+
+/// Numbers of preemptions that are told apart, with the last one standing for all that are more.
+pub const DEPTHS: usize = 8;
 
 impl Figures {
     /// Adds others.
     pub fn add(&mut self, other: &Self) {
         self.schedules += other.schedules;
+        self.joined += other.joined;
+        self.equivalent = self.equivalent.saturating_add(other.equivalent);
         self.steps += other.steps;
         self.dropped += other.dropped;
         self.judged += other.judged;
+        for (mine, other) in self.complete.iter_mut().zip(other.complete) {
+            *mine += other;
+        }
         self.exhausted += other.exhausted;
     }
 }
@@ -100,22 +118,39 @@ impl Bases {
 #[derive(Default)]
 pub struct Search {
     bases: Bases,
-    trace: Trace,
+    /// The last run.
+    pub trace: Trace,
+    states: States,
+    /// Whether every schedule is run to its end, also where it comes to what another one came to.
+    pub apart: bool,
     /// What was run so far.
     pub figures: Figures,
 }
 
-/// A schedule that was run, from which others deviate once more.
+/// A schedule: another one, and one more deviation.
 struct Node {
-    schedule: Vec<Deviation>,
-    steps: Vec<Alternatives>,
+    before: u32,
+    /// The state that it deviates from.
+    from: StateId,
+    last: Deviation,
+    /// Preemptions of the last deviation.
+    cost: u8,
+    /// Whether a task was dropped.
+    dropped: bool,
 }
 
-/// What deviations have cost.
-#[derive(Clone, Copy)]
-struct Cost {
-    preemptions: u32,
-    drops: u32,
+/// No other schedule.
+const NONE: u32 = u32::MAX;
+
+/// The deviations of a schedule.
+fn deviations(nodes: &[Node], mut node: u32, into: &mut Vec<Deviation>) {
+    into.clear();
+    while node != NONE {
+        let at = &nodes[node as usize];
+        into.push(at.last);
+        node = at.before;
+    }
+    into.reverse();
 }
 
 impl Search {
@@ -131,13 +166,29 @@ impl Search {
         drops: bool,
         judged: bool,
     ) -> Result<(), Box<Found>> {
+        self.run(case, chooser, drops, judged, false)
+    }
+
+    fn run(
+        &mut self,
+        case: &Case,
+        chooser: Chooser<'_>,
+        drops: bool,
+        judged: bool,
+        joins: bool,
+    ) -> Result<(), Box<Found>> {
         let base = self.bases.of(case.start);
         self.trace.may_drop = drops;
         let trace = &mut self.trace;
-        let result = catch_unwind(AssertUnwindSafe(|| run(case, base, chooser, trace, judged)));
+        let states = joins.then_some(&mut self.states);
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            run(case, base, chooser, trace, judged, states)
+        }));
+        let joined = self.trace.has_joined();
         self.figures.schedules += 1;
+        self.figures.joined += u64::from(joined);
         self.figures.steps += self.trace.steps.len() as u64;
-        self.figures.judged += u64::from(judged);
+        self.figures.judged += u64::from(judged && !joined);
         let what = match result {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(what)) => what,
@@ -169,87 +220,131 @@ impl Search {
         result
     }
 
+    /// Runs all schedules of a case within bounds. Calls `seen` after each.
+    ///
+    /// # Errors
+    ///
+    /// The first in which something is wrong.
+    pub fn all_seen(
+        &mut self,
+        case: &Case,
+        bounds: &Bounds,
+        mut seen: impl FnMut(&Trace),
+    ) -> Result<(), Box<Found>> {
+        self.states.clear();
+        let before = self.figures;
+        let mut nodes: Vec<Node> = Vec::new();
+        // By preemptions, so that every state is met first where fewest are made.
+        let mut open: Vec<Vec<u32>> = vec![vec![NONE]];
+        let mut start = END;
+        let mut preemptions = 0;
+        let mut schedule = Vec::new();
+        loop {
+            while let Some(number) = open[preemptions].pop() {
+                deviations(&nodes, number, &mut schedule);
+                self.explore(case, &schedule, bounds)?;
+                seen(&self.trace);
+                let first = self.link();
+                let node = nodes.get(number as usize);
+                match node {
+                    None => start = first,
+                    Some(node) if !self.apart => self.states.deviate(node.from, node.cost, first),
+                    Some(_) => {}
+                }
+                let dropped = node.is_some_and(|node| node.dropped);
+                self.figures.dropped += u64::from(dropped);
+                self.open_up(number, dropped, preemptions, &mut nodes, &mut open);
+            }
+            let deeper = open.get(preemptions + 1).map_or(0, Vec::len) as u64;
+            let wanted = preemptions < bounds.preemptions as usize;
+            if deeper == 0 || !(wanted || deeper <= self.affords(&before, bounds)) {
+                break;
+            }
+            preemptions += 1;
+        }
+        let run = self.figures.schedules - before.schedules;
+        if !self.apart {
+            let all = self.states.count(start, preemptions as u32);
+            self.figures.equivalent = self.figures.equivalent.saturating_add(all - run);
+        }
+        let mut rest = open.into_iter().nth(preemptions + 1).unwrap_or_default();
+        if rest.is_empty() {
+            self.figures.exhausted += 1;
+            return Ok(());
+        }
+        self.figures.complete[preemptions.min(DEPTHS - 1)] += 1;
+        rest.retain(|number| !bounds.drops || nodes[*number as usize].dropped);
+        let mut lot = Rng::new(rest.len() as u64);
+        let affords = self.affords(&before, bounds);
+        for number in &rest {
+            if lot.below(rest.len() as u64) < affords {
+                deviations(&nodes, *number, &mut schedule);
+                self.explore(case, &schedule, bounds)?;
+                self.figures.dropped += u64::from(bounds.drops);
+            }
+        }
+        Ok(())
+    }
+
+    /// How many more schedules of this case can be run within the bounds.
+    fn affords(&self, before: &Figures, bounds: &Bounds) -> u64 {
+        let run = self.figures.schedules - before.schedules;
+        let steps = self.figures.steps - before.steps;
+        bounds.steps.saturating_sub(steps) * run / steps.max(1)
+    }
+
+    /// Adds all schedules that deviate from the last run once more, after its last deviation.
+    fn open_up(
+        &self,
+        number: u32,
+        dropped: bool,
+        preemptions: usize,
+        nodes: &mut Vec<Node>,
+        open: &mut Vec<Vec<u32>>,
+    ) {
+        open.resize_with(open.len().max(preemptions + 2), Vec::new);
+        let last = nodes.get(number as usize).map(|node| node.last);
+        let from = last.map_or(0, |(step, _)| usize::from(step) + 1);
+        let steps = self.trace.steps.iter().enumerate().skip(from);
+        for (index, (step, alternatives)) in steps.enumerate() {
+            let from = self.trace.path.get(index).copied().unwrap_or(END);
+            let mut push = |range: std::ops::Range<u8>, cost: u8, dropped: bool| {
+                for chosen in range {
+                    open[preemptions + usize::from(cost)].push(nodes.len() as u32);
+                    nodes.push(Node {
+                        before: number,
+                        from,
+                        last: (step as u16, chosen),
+                        cost,
+                        dropped,
+                    });
+                }
+            };
+            let preempting = alternatives.free..alternatives.free + alternatives.preempting;
+            let dropping = preempting.end..preempting.end + alternatives.dropping;
+            push(1..alternatives.free, 0, dropped);
+            push(preempting, 1, dropped);
+            push(dropping, 0, true);
+        }
+    }
+
     /// Runs all schedules of a case within bounds.
     ///
     /// # Errors
     ///
     /// The first in which something is wrong.
     pub fn all(&mut self, case: &Case, bounds: &Bounds) -> Result<(), Box<Found>> {
-        let mut frontier: Vec<Node> = Vec::new();
-        let mut beyond = 0_u64;
-        // Depth first over the deviations; the last one made is the latest in time.
-        let mut open: Vec<(Vec<Deviation>, Cost)> = vec![(
-            Vec::new(),
-            Cost {
-                preemptions: 0,
-                drops: 0,
-            },
-        )];
-        while let Some((schedule, cost)) = open.pop() {
-            self.explore(case, &schedule, bounds)?;
-            self.figures.dropped += u64::from(cost.drops);
-            let from = schedule
-                .last()
-                .map_or(0, |(step, _)| usize::from(*step) + 1);
-            let wanted = !bounds.drops || cost.drops > 0;
-            for (step, alternatives) in self.trace.steps.iter().enumerate().skip(from) {
-                let free = 1..alternatives.free;
-                let preempting = alternatives.free..alternatives.free + alternatives.preempting;
-                let dropping = preempting.end..preempting.end + alternatives.dropping;
-                let mut push = |range: std::ops::Range<u8>, cost: Cost| {
-                    for chosen in range {
-                        let mut schedule = schedule.clone();
-                        schedule.push((step as u16, chosen));
-                        open.push((schedule, cost));
-                    }
-                };
-                push(free, cost);
-                if cost.preemptions < bounds.preemptions {
-                    let preemptions = cost.preemptions + 1;
-                    push(
-                        preempting,
-                        Cost {
-                            preemptions,
-                            ..cost
-                        },
-                    );
-                } else if wanted {
-                    beyond += u64::from(alternatives.preempting);
-                }
-                if cost.drops == 0 {
-                    push(dropping, Cost { drops: 1, ..cost });
-                }
-            }
-            if cost.preemptions == bounds.preemptions && wanted && bounds.sampled > 0 {
-                frontier.push(Node {
-                    schedule,
-                    steps: self.trace.steps.clone(),
-                });
-            }
+        self.all_seen(case, bounds, |_| {})
+    }
+
+    /// Links the new states of the last run; the first state after its last deviation.
+    fn link(&mut self) -> StateId {
+        let Trace { path, joins, .. } = &self.trace;
+        for (at, state) in path.iter().enumerate() {
+            let next = path.get(at + 1).unwrap_or(joins);
+            self.states.follow(*state, *next);
         }
-        if bounds.sampled == 0 {
-            return Ok(());
-        }
-        self.figures.exhausted += u64::from(beyond <= bounds.sampled);
-        let mut lot = Rng::new(beyond);
-        for node in frontier {
-            let from = node
-                .schedule
-                .last()
-                .map_or(0, |(step, _)| usize::from(*step) + 1);
-            for (step, alternatives) in node.steps.iter().enumerate().skip(from) {
-                for chosen in alternatives.free..alternatives.free + alternatives.preempting {
-                    if beyond > bounds.sampled && lot.below(beyond) >= bounds.sampled {
-                        continue;
-                    }
-                    let mut schedule = node.schedule.clone();
-                    schedule.push((step as u16, chosen));
-                    self.explore(case, &schedule, bounds)?;
-                    self.figures.dropped += u64::from(bounds.drops);
-                }
-            }
-        }
-        Ok(())
+        *path.first().unwrap_or(joins)
     }
 
     fn explore(
@@ -258,8 +353,10 @@ impl Search {
         schedule: &[Deviation],
         bounds: &Bounds,
     ) -> Result<(), Box<Found>> {
-        let judged = self.figures.schedules.is_multiple_of(bounds.judge_one_in);
-        let result = self.one(case, Chooser::Given(schedule), bounds.drops, judged);
+        let ended = self.figures.schedules - self.figures.joined;
+        let judged = ended.is_multiple_of(bounds.judge_one_in);
+        let chooser = Chooser::Given(schedule);
+        let result = self.run(case, chooser, bounds.drops, judged, !self.apart);
         debug_assert!(
             result.is_err() || self.trace.made == schedule,
             "a run that is not the same twice"

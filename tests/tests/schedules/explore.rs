@@ -1,7 +1,7 @@
 //! Schedules of pairs, triples and more operations.
 
 use std::sync::Mutex;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use oxcow_tests::parallel;
 use oxcow_tests::rng::Rng;
@@ -18,6 +18,9 @@ fn long() -> bool {
 /// One run at a time: each uses all cores.
 static ALONE: Mutex<()> = Mutex::new(());
 
+/// How often the long run tells how far it is.
+const TELL: Duration = Duration::from_secs(60);
+
 /// Does `work` to every item on all cores and prints the figures.
 fn conduct<T: Sync>(
     name: &str,
@@ -28,29 +31,27 @@ fn conduct<T: Sync>(
         .lock()
         .unwrap_or_else(|poisoned| poisoned.into_inner());
     let began = Instant::now();
+    let so_far = Mutex::new((Figures::default(), 0, began));
     let results = parallel::map(items, |item| {
         let mut search = Search::default();
         let found = work(&mut search, item).err();
-        (search.figures, found)
+        let mut so_far = so_far.lock().expect("nobody panics while telling");
+        so_far.0.add(&search.figures);
+        so_far.1 += 1;
+        if long() && so_far.2.elapsed() > TELL {
+            so_far.2 = Instant::now();
+            print!("{} of ", so_far.1);
+            tell(name, items.len(), &so_far.0, began);
+        }
+        found
     });
-    let mut total = Figures::default();
-    let mut wrong = Vec::new();
-    for (figures, found) in results {
-        total.add(&figures);
-        wrong.extend(found.map(|found| found.to_string()));
-    }
-    let seconds = began.elapsed().as_secs_f64();
-    println!(
-        "{name}: {} cases, {} schedules of {} steps on average in {seconds:.1} s: {:.0} a second",
-        items.len(),
-        total.schedules,
-        total.steps / total.schedules.max(1),
-        total.schedules as f64 / seconds
-    );
-    println!(
-        "  a task dropped in {}, files judged {}, cases without a sample {}",
-        total.dropped, total.judged, total.exhausted
-    );
+    let (total, ..) = so_far.into_inner().expect("nobody panics while telling");
+    tell(name, items.len(), &total, began);
+    let wrong: Vec<String> = results
+        .into_iter()
+        .flatten()
+        .map(|found| found.to_string())
+        .collect();
     for wrong in &wrong {
         println!("{wrong}");
     }
@@ -62,54 +63,79 @@ fn conduct<T: Sync>(
     total
 }
 
+/// Prints what was run since `began`.
+fn tell(name: &str, cases: usize, figures: &Figures, began: Instant) {
+    let seconds = began.elapsed().as_secs_f64();
+    let Figures {
+        schedules: run,
+        joined,
+        equivalent,
+        steps,
+        dropped,
+        judged,
+        complete,
+        exhausted,
+    } = figures;
+    println!(
+        "{cases} cases, {name}: {run} schedules run, of {} steps on average, in {seconds:.1} s: {:.0} a second; \
+         {equivalent} more are equivalent",
+        steps / run.max(&1),
+        *run as f64 / seconds
+    );
+    println!(
+        "  {joined} ended in what another came to, a task dropped in {dropped}, files judged {judged}; \
+         cases whose schedules are all covered: {exhausted}, up to 0, 1, 2, ... preemptions: {complete:?}"
+    );
+}
+
 fn all_cases(count: usize) -> Vec<Case> {
     let starts = StartKind::ALL.into_iter();
     starts.flat_map(|start| cases(start, count)).collect()
 }
 
-/// All pairs, with up to two preemptions, and with a third by lot (all of them in the long run).
+/// All pairs: with up to two preemptions, and with more while they take not too many steps.
 #[test]
 fn pairs() {
     let bounds = Bounds {
         preemptions: 2,
         drops: false,
-        sampled: if long() { u64::MAX } else { 1000 },
+        steps: if long() { 5_000_000 } else { 300_000 },
         judge_one_in: 64,
     };
     let figures = conduct("pairs", &all_cases(2), |search, case| {
         search.all(case, &bounds)
     });
-    assert!(figures.schedules > 500_000);
+    assert!(figures.schedules + figures.equivalent > 9_000_000);
 }
 
-/// All triples, with one preemption, and more by lot.
+/// All triples: with one preemption, and with more while they take not too many steps.
 #[test]
 fn triples() {
     let bounds = Bounds {
-        preemptions: if long() { 2 } else { 1 },
+        preemptions: 1,
         drops: false,
-        sampled: if long() { 20_000 } else { 200 },
+        steps: if long() { 400_000 } else { 4_000 },
         judge_one_in: 64,
     };
     let figures = conduct("triples", &all_cases(3), |search, case| {
         search.all(case, &bounds)
     });
-    assert!(figures.schedules > 200_000);
+    assert!(figures.schedules > 600_000);
 }
 
 /// In all pairs a task is dropped at every step.
 #[test]
 fn dropped() {
     let bounds = Bounds {
-        preemptions: u32::from(long()),
+        preemptions: 0,
         drops: true,
-        sampled: if long() { 20_000 } else { 300 },
+        steps: if long() { 3_000_000 } else { 6_000 },
         judge_one_in: 16,
     };
     let figures = conduct("pairs, one dropped", &all_cases(2), |search, case| {
         search.all(case, &bounds)
     });
-    assert!(figures.dropped > 50_000);
+    assert!(figures.dropped > 100_000);
 }
 
 /// Four to eight tasks at once.

@@ -28,7 +28,7 @@ fn explored(point: OrderingPoint) -> Option<String> {
     let bounds = Bounds {
         preemptions: 2,
         drops: false,
-        sampled: 0,
+        steps: 0,
         judge_one_in: 8,
     };
     let others = views.into_iter().chain(fills);

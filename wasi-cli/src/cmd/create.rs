@@ -192,8 +192,8 @@ fn create(request: &Request, format: &str, given: &str, size: Option<u64>) -> Re
         );
     }
     match format {
-        "qcow2" => create_qcow2(&name.path, &options, &sources),
-        _ => create_raw(&name.path, format, size, options.get("preallocation")),
+        "qcow2" => create_qcow2(&name.path, &options, Users::Overlay(&sources)),
+        _ => create_raw(&name.path, format, size, options.get("preallocation"), &[]),
     }
 }
 
@@ -206,7 +206,7 @@ fn check_format(format: &str) -> Result<(), String> {
 }
 
 /// The name of a file that may not be there yet.
-fn file_name(given: &str) -> Result<Name, String> {
+pub fn file_name(given: &str) -> Result<Name, String> {
     // A new file cannot be described, only named.
     if given.starts_with("json:") {
         return Err("Unknown protocol 'json'".to_owned());
@@ -381,6 +381,11 @@ impl NewFile {
             };
             error.to_string()
         };
+        if path.is_empty() {
+            // A sandbox takes that for its own folder.
+            let words = "No such file or directory";
+            return Err(could_not(io::Error::new(io::ErrorKind::NotFound, words)));
+        }
         let (storage, new) = match FileStorage::open(path, true) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 (FileStorage::create(path).map_err(could_not)?, true)
@@ -424,14 +429,29 @@ impl NewFile {
     }
 }
 
-fn create_qcow2(path: &str, options: &CreateOptions, sources: &[Identity]) -> Result<(), String> {
+/// Files that a new image must not take the place of, and what for.
+#[derive(Clone, Copy, Debug)]
+pub enum Users<'a> {
+    /// It is to stand on them.
+    Overlay(&'a [Identity]),
+    /// It is to become a copy of them.
+    Sources(&'a [Identity]),
+}
+
+/// Creates a qcow2 image, with its data file where it has one; an error is its words without the name.
+pub fn create_qcow2(path: &str, options: &CreateOptions, users: Users<'_>) -> Result<(), String> {
+    let (Users::Overlay(sources) | Users::Sources(sources)) = users;
     check_aliases(options)?;
     // What is wrong with the files is told first, as qemu-img does; but neither of them loses anything before
     // everything else is known to be right.
     let image = NewFile::open(path)?;
     if image.is_one_of(sources) {
+        let text = match users {
+            Users::Overlay(_) => SAME_AS_BACKING.to_owned(),
+            Users::Sources(_) => image.in_use(),
+        };
         image.withdraw();
-        return Err(SAME_AS_BACKING.to_owned());
+        return Err(text);
     }
     // Not relative to the image's folder, though that is how it is looked for later: as qemu-img has it.
     let data = options.get("data_file").map(|name| {
@@ -491,11 +511,13 @@ fn is_too_large(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::FileTooLarge || wasi_has_no_kind
 }
 
-fn create_raw(
+/// Creates a raw file, which must be none of `sources`; an error is its words without the name.
+pub fn create_raw(
     path: &str,
     format: &str,
     size: u64,
     preallocation: Option<&str>,
+    sources: &[Identity],
 ) -> Result<(), String> {
     // Falloc is more than a file system without it can do in any other way than full.
     let allocating = match preallocation {
@@ -514,7 +536,11 @@ fn create_raw(
         .checked_next_multiple_of(512)
         .filter(|&size| size <= size::MAX)
         .ok_or_else(|| "Could not resize file: Invalid argument".to_owned())?;
-    let storage = NewFile::open(path)?.storage;
+    let file = NewFile::open(path)?;
+    if file.is_one_of(sources) {
+        return Err(file.in_use());
+    }
+    let storage = file.storage;
     block_on(async {
         // Whether there can be such a file is known before the one that is there is emptied.
         let length = storage.len().await?;

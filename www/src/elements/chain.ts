@@ -15,8 +15,9 @@ export interface Supply {
 }
 
 export class Chain extends LitElement {
-  static override properties = { file: { attribute: false }, chain: { attribute: false }, dependencies: { attribute: false } };
-  declare file: File | undefined;
+  static override properties = { name: { attribute: false }, chain: { attribute: false }, dependencies: { attribute: false } };
+  /** What the image itself is called. */
+  declare name: string;
   declare chain: ImageInfo[];
   declare dependencies: Dependency[];
 
@@ -84,7 +85,7 @@ export class Chain extends LitElement {
     return html`<ol role="list">
       <li>
         ${icons.disk}<span
-          ><span class="title name">${this.file?.name}</span>
+          ><span class="title name">${this.name}</span>
           <span class="muted">${top ? formatName(top.format) : ''}, the image itself</span>${this.#data(data, 0)}</span
         >
       </li>
@@ -92,8 +93,16 @@ export class Chain extends LitElement {
     </ol>`;
   }
 
-  #layer({ wanted, file, error }: Dependency, depth: number, data: Dependency[]): TemplateResult {
+  #layer({ wanted, file, url, error }: Dependency, depth: number, data: Dependency[]): TemplateResult {
     const info = this.chain[depth];
+    if (url) {
+      return html`<li class=${error ? 'missing' : ''}>
+        ${error ? icons.missing : icons.disk}<span
+          ><span class="title name">${url}</span>
+          <span class="muted">${error ? html`<br />${error.message}` : 'what it is cloned from'}</span></span
+        >
+      </li>`;
+    }
     if (!file || error) {
       return html`<li class="missing">${icons.missing}<span class="ask">${this.#ask(wanted, 'Backing file', error)}</span></li>`;
     }
@@ -132,7 +141,9 @@ export class Chain extends LitElement {
   }
 
   #supply(wanted: WantedFile, event: Event): void {
-    const file = (event.target as HTMLInputElement).files?.[0];
+    const input = event.target as HTMLInputElement;
+    const file = input.files?.[0];
+    input.value = ''; // So that the same file can be chosen again, when it has been put right.
     if (file) this.dispatchEvent(new CustomEvent<Supply>('supply', { detail: { wanted, file }, bubbles: true, composed: true }));
   }
 }

@@ -4,19 +4,30 @@
 import { OxcowError, type DiskImage, type Extent, type Size } from 'oxcow';
 import { css, html, LitElement, nothing, type PropertyValues, type TemplateResult } from 'lit';
 
-import { asError } from '../session.js';
+import { asError } from '../trouble.js';
 import { base } from '../styles.js';
 import { count, exact, hex, percent, size } from '../words.js';
 
+/** A kind of content: its name here decides colour and texture, `at` is the place of its share in an overview. */
+export interface MapKind {
+  readonly kind: string;
+  readonly at: number;
+  readonly name: string;
+  readonly what: string;
+}
+
+/** What a map is drawn from: an image, or what is told in the same form. */
+export type MapSource = Pick<DiskImage, 'virtualSize' | 'overview' | 'map'>;
+
 /** The engine's kinds, from the bottom of a cell to its top. */
-const KINDS = [
+const KINDS: readonly MapKind[] = [
   { kind: 'data', at: 2, name: 'Stored', what: 'stored in this image' },
   { kind: 'compressed', at: 3, name: 'Compressed', what: 'stored compressed' },
   { kind: 'backing', at: 4, name: 'From a backing file', what: 'stored in a backing file' },
   { kind: 'damaged', at: 5, name: 'Damaged', what: 'damaged: the tables say something impossible' },
   { kind: 'zero', at: 1, name: 'Marked as zeros', what: 'marked as zeros' },
   { kind: 'unallocated', at: 0, name: 'Nothing stored', what: 'nothing stored, reads as zeros' },
-] as const;
+];
 
 /** Bytes of a share record, as the engine gives them. */
 const RECORD = 6;
@@ -39,6 +50,9 @@ export class ClusterMap extends LitElement {
     image: { attribute: false },
     view: { attribute: false },
     granularity: { attribute: false },
+    kinds: { attribute: false },
+    what: { attribute: false },
+    contentOf: { attribute: false },
     _picture: { state: true },
     _cursor: { state: true },
     _about: { state: true },
@@ -49,10 +63,16 @@ export class ClusterMap extends LitElement {
     _rowsNext: { state: true },
     _tableOpen: { state: true },
   };
-  declare image: DiskImage | undefined;
+  declare image: MapSource | undefined;
   declare view: number;
   /** The smallest part worth a cell: the cluster size in bytes. */
   declare granularity: number;
+  /** What a cell can consist of, from its bottom to its top. */
+  declare kinds: readonly MapKind[];
+  /** What the map is of, for those who do not see it. */
+  declare what: string;
+  /** What the table says of an extent. */
+  declare contentOf: (extent: Extent) => string;
   declare _picture: Picture | undefined;
   declare _cursor: number;
   declare _about: string;
@@ -192,6 +212,9 @@ export class ClusterMap extends LitElement {
     super();
     this.view = 0;
     this.granularity = 65536;
+    this.kinds = KINDS;
+    this.what = 'cluster map';
+    this.contentOf = kindOf;
     this._cursor = 0;
     this._about = '';
     this._rows = [];
@@ -255,7 +278,7 @@ export class ClusterMap extends LitElement {
         class="map"
         role="slider"
         tabindex="0"
-        aria-label="Position in the cluster map"
+        aria-label=${`Position in the ${this.what}`}
         aria-describedby="keys"
         aria-valuemin="0"
         aria-valuemax=${Math.max((picture?.cells ?? 1) - 1, 0)}
@@ -272,8 +295,8 @@ export class ClusterMap extends LitElement {
         ${this._progress === undefined ? nothing : html`<progress class="loading" aria-label="Reading the map" max="1" .value=${this._progress}></progress>`}
       </div>
       ${this._error ? html`<p class="about" role="alert">The map could not be read: ${this._error.message}</p>` : html`<p class="about number">${picture && this._hover !== undefined ? this.#describe(picture, this._hover) : this._about}</p>`}
-      <ul class="legend" aria-label="What the cells mean">
-        ${KINDS.map(({ kind, name, at }) => {
+      <ul class="legend" aria-label=${this.kinds === KINDS ? 'What the cells mean' : `What the cells of the ${this.what} mean`}>
+        ${this.kinds.map(({ kind, name, at }) => {
           const total = picture?.totals[at] ?? 0;
           // A kind that is not there needs no explaining; its swatch still gives the colour.
           const shown = total != 0 || kind === 'data' || kind === 'unallocated';
@@ -295,7 +318,7 @@ export class ClusterMap extends LitElement {
   }
 
   #table(): TemplateResult {
-    return html`<div class="scroll" tabindex="0" role="region" aria-label="Extents of the disk">
+    return html`<div class="scroll" tabindex="0" role="region" aria-label=${this.kinds === KINDS ? 'Extents of the disk' : `Extents of the ${this.what}`}>
         <table>
           <caption class="hide">What is stored where, from ${hex(this.#start)} on</caption>
           <thead>
@@ -311,7 +334,7 @@ export class ClusterMap extends LitElement {
               (extent) => html`<tr>
                 <td class="mono">${hex(extent.start)}</td>
                 <td class="end" title=${exact(extent.length)}>${size(extent.length)}</td>
-                <td>${kindOf(extent)}</td>
+                <td>${this.contentOf(extent)}</td>
                 <td class="mono">${extent.offset === undefined ? '–' : hex(extent.offset)}</td>
               </tr>`,
             )}
@@ -395,7 +418,7 @@ export class ClusterMap extends LitElement {
       context.fillRect(x, y, cell, cell);
       if (brushes.forced) outline(context, brushes.text, cell, cell, x, y);
       let filled = 0;
-      for (const { kind, at } of KINDS) {
+      for (const { kind, at } of this.kinds) {
         if (kind === 'unallocated') continue;
         const share = picture.shares[index * RECORD + at] ?? 0;
         if (share === 0) continue;
@@ -414,7 +437,7 @@ export class ClusterMap extends LitElement {
   /** The colours as they are now, from the legend's swatches. */
   #brushes(): Brushes {
     const brushes = new Brushes(getComputedStyle(this).color);
-    for (const { kind } of KINDS) {
+    for (const { kind } of this.kinds) {
       const swatch = this.renderRoot.querySelector(`.legend .${kind}`);
       if (swatch) brushes.add(kind, getComputedStyle(swatch).color);
     }
@@ -430,7 +453,7 @@ export class ClusterMap extends LitElement {
   }
 
   #describe(picture: Picture, index: number): string {
-    const parts = KINDS.map(({ at, what }) => ({ what, share: picture.shares[index * RECORD + at] ?? 0 })).filter(({ share }) => share > 0);
+    const parts = this.kinds.map(({ at, what }) => ({ what, share: picture.shares[index * RECORD + at] ?? 0 })).filter(({ share }) => share > 0);
     const content =
       parts.length === 1 ? parts[0]?.what : parts.map(({ what, share }) => `${percent(share, 255)} ${what}`).join(', ');
     return `${hex(this.#cellStart(picture, index))}, ${size(this.#cellLength(picture, index))}: ${content}`;

@@ -1,42 +1,69 @@
-// <ox-download>: saves the disk as raw bytes.
+// <ox-download>: saves the disk: as raw bytes while they are read, or as a qcow2 image of its own.
 
-import type { DiskImage, OxcowError } from 'oxcow';
+import { opfs, type DiskImage } from 'oxcow';
 import { css, html, LitElement, nothing, type PropertyValues, type TemplateResult } from 'lit';
 
 import { icons } from '../icons.js';
-import { saveRaw } from '../save.js';
-import { asError } from '../session.js';
+import { saveFile, saveRaw } from '../save.js';
+import { store } from '../store.js';
 import { base } from '../styles.js';
-import { exact, percent, size } from '../words.js';
+import { Task, type Watch } from '../task.js';
+import { exact, size } from '../words.js';
+
+const FORMATS = {
+  raw: { name: 'raw', ending: 'raw', what: 'the disk’s bytes as they are; written while they are read, so it may be larger than memory' },
+  qcow2: { name: 'qcow2', ending: 'qcow2', what: 'only what is stored, readable by QEMU' },
+  compressed: { name: 'compressed qcow2', ending: 'qcow2', what: 'the smallest, for archives and for sending' },
+} as const;
+
+type As = keyof typeof FORMATS;
+
+/** The share of the work that is done when a converted image only has to be written out. */
+const CONVERTED = 0.8;
 
 export class Download extends LitElement {
   static override properties = {
     image: { attribute: false },
     view: { attribute: false },
-    name: { attribute: false },
+    stem: { attribute: false },
     what: { attribute: false },
-    _done: { state: true },
-    _stop: { state: true },
-    _error: { state: true },
+    _as: { state: true },
     _saved: { state: true },
   };
   declare image: DiskImage | undefined;
   declare view: number;
-  /** The name of the file to save. */
-  declare name: string;
+  /** The name of the file to save, without its ending. */
+  declare stem: string;
   /** What of the image it is, in words. */
   declare what: string;
-  declare _done: number;
-  declare _stop: AbortController | undefined;
-  declare _error: OxcowError | undefined;
-  declare _saved: boolean;
+  declare _as: As;
+  /** What was saved, in words. */
+  declare _saved: string;
+
+  #task = new Task(this);
 
   static override styles = [
     base,
     css`
-      .running {
+      fieldset {
         display: grid;
         gap: 0.5rem;
+        margin: 0;
+        padding: 0;
+        border: 0;
+      }
+      .choice {
+        display: grid;
+        grid-template-columns: auto 1fr;
+        gap: 0 0.625rem;
+        font-size: 0.875rem;
+        cursor: pointer;
+      }
+      .choice input {
+        margin-top: 0.15rem;
+      }
+      .choice small {
+        grid-column: 2;
       }
     `,
   ];
@@ -44,76 +71,73 @@ export class Download extends LitElement {
   constructor() {
     super();
     this.view = 0;
-    this._done = 0;
-    this._saved = false;
+    this._as = 'raw';
+    this._saved = '';
   }
 
   override willUpdate(changed: PropertyValues<this>): void {
     if (!changed.has('image') && !changed.has('view')) return;
-    this._stop?.abort();
-    this._error = undefined;
-    this._saved = false;
-  }
-
-  override disconnectedCallback(): void {
-    super.disconnectedCallback();
-    this._stop?.abort();
+    this.#task.cancel();
+    this.#task.forget();
+    this._saved = '';
   }
 
   override render(): TemplateResult {
-    const total = this.image?.virtualSize ?? 0;
+    const { name, ending } = FORMATS[this._as];
     return html`<div class="stack">
-      <p class="small muted">
-        The disk’s bytes as they are, without a format around them: ${this.what}. It is written while it is read, so it may be larger
-        than memory.
-      </p>
-      ${this._stop
-        ? html`<div class="running">
-            <progress aria-label="Saving" max="1" .value=${Number(total) > 0 ? this._done / Number(total) : 0}></progress>
+      <p class="small muted">The whole disk with everything below it, ${this.what}, as one file that needs no other.</p>
+      ${this.#task.running
+        ? this.#task.progress()
+        : html`<fieldset>
+              <legend class="hide">Format</legend>
+              ${(Object.keys(FORMATS) as As[]).map(
+                (as) => html`<label class="choice"
+                  ><input type="radio" name="as" .checked=${this._as === as} @change=${() => (this._as = as)} /><span
+                    >${FORMATS[as].name}${as === 'raw' ? `, ${size(this.image?.virtualSize ?? 0)}` : ''}</span
+                  ><small class="muted">${FORMATS[as].what}</small></label
+                >`,
+              )}
+            </fieldset>
             <div class="row">
-              <button @click=${() => this._stop?.abort()}>Cancel</button>
-              <span class="small number">${size(this._done)} of ${size(total)} (${percent(this._done, total)})</span>
-            </div>
-            <p class="hide" role="status">${Number(total) > 0 ? Math.floor((this._done / Number(total)) * 4) * 25 : 0}% saved</p>
-          </div>`
-        : html`<div class="row">
-            <button class="primary" @click=${() => this.#save()}>Save as raw, ${size(total)}</button>
-            <code class="small name">${this.name}</code>
-          </div>`}
-      <div role="status">${this.#outcome()}</div>
+              <button class="primary" @click=${() => this.#save()}>Save as ${name}</button>
+              <code class="small name">${this.stem}.${ending}</code>
+            </div>`}
+      ${this.#task.error?.code === 'cancelled'
+        ? html`<p class="note" role="status">${icons.info}<span>Cancelled. The file is not complete.</span></p>`
+        : this.#task.problem('Not saved')}
+      <div role="status">${this._saved ? html`<p class="note ok">${icons.ok}<span><strong>Saved.</strong> ${this._saved}.</span></p>` : nothing}</div>
     </div>`;
   }
 
-  #outcome(): TemplateResult | typeof nothing {
-    if (this._error) {
-      return this._error.code === 'cancelled'
-        ? html`<p class="note">${icons.info}<span>Cancelled. The file is not complete.</span></p>`
-        : html`<p class="note danger">${icons.danger}<span><strong>Not saved.</strong> ${this._error.message}</span></p>`;
-    }
-    return this._saved
-      ? html`<p class="note ok">${icons.ok}<span><strong>Saved.</strong> ${exact(this.image?.virtualSize ?? 0)}.</span></p>`
-      : nothing;
+  async #save(): Promise<void> {
+    const { image, _as: as } = this;
+    if (!image) return;
+    const name = `${this.stem}.${FORMATS[as].ending}`;
+    this._saved = '';
+    await this.#task.run('Saving', async (watch) => {
+      let length = Number(image.virtualSize);
+      const saved =
+        as === 'raw'
+          ? await saveRaw(image, name, watch)
+          : await this.#converted(image, as, name, watch, (file) => (length = file.size));
+      if (saved) this._saved = exact(length);
+    });
   }
 
-  async #save(): Promise<void> {
-    const { image } = this;
-    if (!image) return;
-    const stop = new AbortController();
-    this._stop = stop;
-    this._done = 0;
-    this._error = undefined;
-    this._saved = false;
-    try {
-      this._saved = await saveRaw(image, this.name, {
-        signal: stop.signal,
-        onProgress: (done) => (this._done = done),
-      });
-    } catch (error) {
-      this._error = asError(error);
-    } finally {
-      if (this._stop === stop) this._stop = undefined;
-      this.dispatchEvent(new CustomEvent('activity', { bubbles: true, composed: true }));
-    }
+  /** Converts into a file of the page's own, which is removed when it has been written out. */
+  #converted(image: DiskImage, as: As, name: string, watch: Watch, tell: (file: File) => void): Promise<boolean> {
+    const part = (from: number, share: number): Watch => ({
+      signal: watch.signal,
+      onProgress: (done, total) => watch.onProgress(from + (total > 0 ? done / total : 1) * share, 1),
+    });
+    return store.unfinished((path) =>
+      saveFile(name, part(CONVERTED, 1 - CONVERTED), async () => {
+        await image.convert({ opfs: path }, { format: 'qcow2', compress: as === 'compressed', ...part(0, CONVERTED) });
+        const file = await opfs.file(path);
+        tell(file);
+        return file;
+      }),
+    );
   }
 }
 

@@ -4,7 +4,7 @@ import type { DiskImage, OxcowError } from 'oxcow';
 import { css, html, LitElement, nothing, type PropertyValues, type TemplateResult } from 'lit';
 
 import { icons } from '../icons.js';
-import { asError } from '../session.js';
+import { asError } from '../trouble.js';
 import { base } from '../styles.js';
 import { count, hex, parseOffset } from '../words.js';
 

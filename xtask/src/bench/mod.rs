@@ -6,6 +6,7 @@ mod cases;
 mod disks;
 mod measure;
 mod script;
+mod web;
 
 use std::fmt::Write;
 use std::process::{Command, ExitCode};
@@ -16,23 +17,28 @@ use case::{Case, Counted, Tools, Who};
 use measure::{Sample, Spread};
 
 const DEFAULT_RUNS: usize = 7;
-const USAGE: &str = "usage: cargo xtask bench [--runs N] [--save] [CASE...]";
+const USAGE: &str = "usage: cargo xtask bench [--runs N] [--save] [CASE...]\n       cargo xtask bench --web [--save]";
 
 /// `cargo xtask bench`
 pub fn command(args: &[String]) -> Result<ExitCode> {
     let mut runs = DEFAULT_RUNS;
     let mut save = false;
+    let mut of_the_web = false;
     let mut wanted: Vec<&str> = Vec::new();
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--runs" => runs = args.next().ok_or(USAGE)?.parse()?,
             "--save" => save = true,
+            "--web" => of_the_web = true,
             name if !name.starts_with('-') => wanted.push(name),
             _ => return Err(USAGE.into()),
         }
     }
 
+    if of_the_web {
+        return web::command(save);
+    }
     let tools = Tools {
         wasmtime: setup::wasmtime()?,
         module: wasm::cli_module()?,

@@ -19,6 +19,7 @@
 //! says so; the image can still be read, and snapshots be made. QEMU does not open such an image at all. To
 //! write to it, its bitmaps must be given up first, which no guest's write may decide.
 
+mod add;
 mod bits;
 mod dirty;
 mod extensions;

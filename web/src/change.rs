@@ -1,0 +1,102 @@
+//! What a guest does to an image besides reading it.
+
+use oxcow::{GuestOffset, Preallocation, ResizeOptions, ZeroMode};
+use wasm_bindgen::prelude::*;
+
+use crate::control::Control;
+use crate::create::preallocation;
+use crate::error::to_record;
+use crate::image::{EngineImage, JsResult};
+
+#[wasm_bindgen]
+impl EngineImage {
+    /// Whether it was opened for writing.
+    #[wasm_bindgen(getter)]
+    pub fn writable(&self) -> bool {
+        self.options.writable
+    }
+
+    /// Writes `bytes` at `offset`. Given up half way, the range reads old or new, sector by sector.
+    pub async fn write(&self, offset: u64, bytes: Vec<u8>, control: Control) -> JsResult<()> {
+        let view = self.view();
+        let write = view.image.write_at(GuestOffset(offset), &bytes);
+        control.run(write).await.map_err(|error| to_record(&error))
+    }
+
+    /// Writes whole clusters compressed.
+    #[wasm_bindgen(js_name = writeCompressed)]
+    pub async fn write_compressed(
+        &self,
+        offset: u64,
+        bytes: Vec<u8>,
+        control: Control,
+    ) -> JsResult<()> {
+        let view = self.view();
+        let write = view.image.write_compressed(GuestOffset(offset), &bytes);
+        control.run(write).await.map_err(|error| to_record(&error))
+    }
+
+    /// Makes a range read as zeros.
+    #[wasm_bindgen(js_name = writeZeroes)]
+    pub async fn write_zeroes(
+        &self,
+        offset: u64,
+        length: u64,
+        unmap: bool,
+        control: Control,
+    ) -> JsResult<()> {
+        let view = self.view();
+        let mode = match unmap {
+            true => ZeroMode::Unmap,
+            false => ZeroMode::Keep,
+        };
+        let write = view.image.write_zeroes(GuestOffset(offset), length, mode);
+        control.run(write).await.map_err(|error| to_record(&error))
+    }
+
+    /// Gives back the whole clusters of a range.
+    pub async fn discard(&self, offset: u64, length: u64, control: Control) -> JsResult<()> {
+        let view = self.view();
+        let discard = view.image.discard(GuestOffset(offset), length);
+        control
+            .run(discard)
+            .await
+            .map_err(|error| to_record(&error))
+    }
+
+    /// Makes durable what was completed before.
+    pub async fn flush(&self) -> JsResult<()> {
+        let view = self.view();
+        view.image.flush().await.map_err(|error| to_record(&error))
+    }
+
+    /// Gives the disk another size.
+    pub async fn resize(
+        &self,
+        size: u64,
+        shrink: bool,
+        preallocated: Option<String>,
+    ) -> JsResult<()> {
+        let view = self.view();
+        let resized = async {
+            let options = ResizeOptions {
+                shrink,
+                preallocation: match preallocated {
+                    Some(name) => preallocation(&name)?,
+                    None => Preallocation::Off,
+                },
+            };
+            view.image.resize(size, &options).await
+        };
+        resized.await.map_err(|error| to_record(&error))
+    }
+
+    /// Writes what only tidies up, durably: the last thing before the storage is closed.
+    pub async fn finish(&self) -> JsResult<()> {
+        if !self.options.writable {
+            return Ok(());
+        }
+        let view = self.view();
+        view.image.close().await.map_err(|error| to_record(&error))
+    }
+}
