@@ -260,9 +260,13 @@ impl Storage for InParts<'_> {
 
     async fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let mut gave = false;
-        poll_fn(|_| match std::mem::replace(&mut gave, true) {
+        poll_fn(|context| match std::mem::replace(&mut gave, true) {
             true => Poll::Ready(()),
-            false => Poll::Pending,
+            false => {
+                // The copy asks again only those of its writes that call.
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
         })
         .await;
         self.0.write_at(offset, data).await
