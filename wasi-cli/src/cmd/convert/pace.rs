@@ -34,7 +34,10 @@ impl<B: Fn() -> u64> Watch for Pace<'_, B> {
         if self.rate > 0 {
             self.wait();
         }
-        self.line.at(done, total);
+        // Where nothing has to be copied, qemu-img tells only of the end.
+        if total > 0 {
+            self.line.at(done, total);
+        }
         true
     }
 
