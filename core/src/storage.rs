@@ -3,9 +3,11 @@
 use std::io;
 
 mod sparse;
+mod turn;
 mod windowed;
 
 pub use sparse::SparseMemory;
+pub use turn::give_way;
 pub use windowed::{WindowOptions, WindowedStorage};
 
 /// A resizable array of bytes that holds an image: a file, a browser's file handle, an HTTP resource.

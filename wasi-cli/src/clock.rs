@@ -1,10 +1,9 @@
 //! The time, for what the engine does in the background.
 
-use std::future::poll_fn;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use oxcow::hydrate::Clock;
+use oxcow::storage::give_way;
 
 use crate::file::block_on_between;
 
@@ -29,14 +28,9 @@ impl Clock for &SystemClock {
 
     async fn sleep(&self, time: Duration) {
         let end = self.now() + time;
-        poll_fn(|context| {
-            if self.now() >= end {
-                return Poll::Ready(());
-            }
-            context.waker().wake_by_ref();
-            Poll::Pending
-        })
-        .await;
+        while self.now() < end {
+            give_way().await;
+        }
     }
 }
 

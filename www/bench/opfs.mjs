@@ -2,14 +2,12 @@
 // in one page: `node bench/opfs.mjs [rounds]`. Rows of a table: the handle's time divided by the engine's, inside its worker
 // and called from the page, as medians with the least and the most.
 
-import { readFileSync } from 'node:fs';
 import { createServer } from 'node:http';
-import { fileURLToPath } from 'node:url';
 
 import { findChromium, launch } from '../test/browser.mjs';
+import { packageFile } from '../test/package.mjs';
 import { spread } from './spread.mjs';
 
-const PACKAGE = new URL('../../web/dist/', import.meta.url);
 const MIB = 1 << 20;
 const ROUNDS = Number(process.argv[2] ?? 5);
 
@@ -23,7 +21,7 @@ const CASES = [
   { name: 'write 4 KiB anywhere', kind: 'write', size: 4 << 10, bytes: 8 * MIB, random: true, target: '' },
 ];
 
-const TYPES = { js: 'text/javascript', wasm: 'application/wasm', html: 'text/html' };
+const TYPES = { js: 'text/javascript', html: 'text/html' };
 
 /** The same pieces in the same order for both. */
 const SHARED = `
@@ -115,13 +113,8 @@ globalThis.measure = async (test) => ({
 const server = createServer((request, response) => {
   const path = new URL(request.url, 'http://localhost').pathname;
   const own = { '/': PAGE, '/handle.js': HANDLE, '/inside.js': INSIDE }[path];
-  const type = TYPES[path === '/' ? 'html' : path.split('.').pop()];
-  try {
-    const content = own ?? readFileSync(fileURLToPath(new URL(path.slice('/oxcow/'.length), PACKAGE)));
-    response.writeHead(200, { 'Content-Type': type ?? 'application/octet-stream' }).end(content);
-  } catch {
-    response.writeHead(404).end();
-  }
+  const [type, content] = own ? [TYPES[path.split('.')[1] ?? 'html'], own] : packageFile(path) ?? [];
+  response.writeHead(content ? 200 : 404, { 'Content-Type': type ?? 'text/plain' }).end(content);
 });
 await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
 

@@ -3,26 +3,18 @@
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
-import { fileURLToPath } from 'node:url';
 
 import { RangeServer, versionOf } from '../../web/test/http-server.mjs';
+import { withoutQemu } from '../../web/test/qemu.mjs';
 import { findChromium, launch } from './browser.mjs';
-import { hasQemu, Images, sha256 } from './images.mjs';
+import { Images, sha256 } from './images.mjs';
+import { packageFile } from './package.mjs';
 
 const executable = findChromium();
-const missing = !executable ? 'no Chromium is installed' : !hasQemu() ? 'qemu-img and qemu-io are not installed' : undefined;
+const missing = !executable ? 'no Chromium is installed' : withoutQemu || undefined;
 
-const PACKAGE = new URL('../../web/dist/', import.meta.url);
 const MIB = 1 << 20;
 const SHARED = { 'Access-Control-Allow-Origin': '*', 'Access-Control-Expose-Headers': 'Content-Range, ETag' };
-
-/** The package's files and an empty page, as any static server would send them. */
-function packageFile(path) {
-  if (path === '/') return ['text/html; charset=utf-8', '<!doctype html><title>x</title>'];
-  if (!path.startsWith('/oxcow/')) return undefined;
-  const type = path.endsWith('.wasm') ? 'application/wasm' : 'text/javascript; charset=utf-8';
-  return [type, readFileSync(fileURLToPath(new URL(path.slice('/oxcow/'.length), PACKAGE)))];
-}
 
 describe('an image on a web server, in the browser', { skip: missing }, () => {
   let images;

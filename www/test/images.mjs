@@ -7,16 +7,6 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
 
-export function hasQemu() {
-  try {
-    execFileSync('qemu-img', ['--version'], { stdio: 'ignore' });
-    execFileSync('qemu-io', ['--version'], { stdio: 'ignore' });
-    return true;
-  } catch {
-    return false;
-  }
-}
-
 /** A folder of images that is gone when the tests are. */
 export class Images {
   folder = mkdtempSync(join(tmpdir(), 'oxcow-page-'));

@@ -3,27 +3,18 @@
 import assert from 'node:assert/strict';
 import { mkdirSync, readFileSync, statSync, utimesSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
-import { fileURLToPath } from 'node:url';
 
 import { RangeServer } from '../../web/test/http-server.mjs';
+import { withoutQemu } from '../../web/test/qemu.mjs';
 import { choose, drop, findChromium, launch } from './browser.mjs';
-import { hasQemu, Images, sha256 } from './images.mjs';
+import { Images, sha256 } from './images.mjs';
+import { LOOKS, noViolations, SCREENSHOTS } from './looks.mjs';
 import { fileOf, serve } from './server.mjs';
 
 const executable = findChromium();
-const missing = !executable ? 'no Chromium is installed' : !hasQemu() ? 'qemu-img and qemu-io are not installed' : undefined;
+const missing = !executable ? 'no Chromium is installed' : withoutQemu || undefined;
 
-const AXE = readFileSync(fileURLToPath(import.meta.resolve('axe-core')), 'utf8');
-const SCREENSHOTS = fileURLToPath(new URL('../../target/screenshots/', import.meta.url));
 const MIB = 1 << 20;
-const RULES = ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice'];
-
-const LOOKS = [
-  { colorScheme: 'light', viewport: { width: 1280, height: 900 } },
-  { colorScheme: 'dark', viewport: { width: 1280, height: 900 } },
-  { colorScheme: 'light', viewport: { width: 360, height: 740 } },
-  { colorScheme: 'dark', viewport: { width: 360, height: 740 } },
-];
 
 /** A tab of the page, and what a person does in it. */
 class Tab {
@@ -169,13 +160,6 @@ describe('images that the page keeps', { skip: missing }, () => {
 
   function infoOf(path) {
     return JSON.parse(images.qemuImg('info', '--output=json', path));
-  }
-
-  async function noViolations(what) {
-    await tab.page.evaluate(AXE);
-    const { violations } = await tab.page.evaluate((runOnly) => globalThis.axe.run({ runOnly }), RULES);
-    const told = violations.map(({ id, nodes }) => `${id}: ${nodes.map(({ html, failureSummary }) => `${html}\n${failureSummary}`).join('\n')}`);
-    assert.deepEqual(told, [], what);
   }
 
   /** A server's disk of 3 GiB: little of it is there. */
@@ -606,9 +590,9 @@ describe('images that the page keeps', { skip: missing }, () => {
         };
         await choose(tab.page, [base()]);
         await tab.title('server.qcow2');
-        await noViolations('what can be done with a dropped image');
+        await noViolations(tab.page, 'what can be done with a dropped image');
         await tab.button('Import…').click();
-        await noViolations('the dialog of an import');
+        await noViolations(tab.page, 'the dialog of an import');
         await tab.page.screenshot({ path: `${SCREENSHOTS}import-${name}.png` });
         await tab.dialog.getByRole('button', { name: 'Cancel' }).click();
         await tab.button('Make a writable copy').click();
@@ -622,16 +606,16 @@ describe('images that the page keeps', { skip: missing }, () => {
         await tab.button('Compare').click();
         await compare.getByText(/between “clean install” and the active state/).waitFor();
         await compare.getByText(/cells of/).waitFor();
-        await noViolations('a stored image');
+        await noViolations(tab.page, 'a stored image');
         await fits('a stored image');
         await shot('kept');
         await tab.button('Apply clean install').click();
-        await noViolations('a dialog that says what is lost');
+        await noViolations(tab.page, 'a dialog that says what is lost');
         await tab.page.screenshot({ path: `${SCREENSHOTS}apply-${name}.png` });
         await tab.dialog.getByRole('button', { name: 'Cancel' }).click();
         await tab.close();
         await tab.page.getByText(/in use of the/).waitFor();
-        await noViolations('the list of what is kept');
+        await noViolations(tab.page, 'the list of what is kept');
         await fits('the list of what is kept');
         await shot('list');
       },

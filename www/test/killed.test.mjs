@@ -7,12 +7,13 @@ import { writeFileSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
 
 import { RangeServer } from '../../web/test/http-server.mjs';
+import { withoutQemu } from '../../web/test/qemu.mjs';
 import { findChromium, launch } from './browser.mjs';
-import { hasQemu, Images } from './images.mjs';
+import { Images } from './images.mjs';
 import { packageFile } from './package.mjs';
 
 const executable = findChromium();
-const missing = !executable ? 'no Chromium is installed' : !hasQemu() ? 'qemu-img and qemu-io are not installed' : undefined;
+const missing = !executable ? 'no Chromium is installed' : withoutQemu || undefined;
 
 const KILLS = Number(process.env.OXCOW_KILLS ?? 100);
 /** As often the whole page goes as this, one in so many; otherwise the worker. */

@@ -4,24 +4,15 @@ import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
 import { mkdirSync, openSync, readFileSync, readSync, statSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
-import { fileURLToPath } from 'node:url';
 
+import { withoutQemu } from '../../web/test/qemu.mjs';
 import { bytesRead, choose, drop, findChromium, launch } from './browser.mjs';
-import { hasQemu, Images, sha256 } from './images.mjs';
+import { Images, sha256 } from './images.mjs';
+import { LOOKS, noViolations, SCREENSHOTS } from './looks.mjs';
 import { serve } from './server.mjs';
 
 const executable = findChromium();
-const missing = !executable ? 'no Chromium is installed' : !hasQemu() ? 'qemu-img and qemu-io are not installed' : undefined;
-
-const AXE = readFileSync(fileURLToPath(import.meta.resolve('axe-core')), 'utf8');
-const SCREENSHOTS = fileURLToPath(new URL('../../target/screenshots/', import.meta.url));
-
-const LOOKS = [
-  { colorScheme: 'light', viewport: { width: 1280, height: 900 } },
-  { colorScheme: 'dark', viewport: { width: 1280, height: 900 } },
-  { colorScheme: 'light', viewport: { width: 360, height: 740 } },
-  { colorScheme: 'dark', viewport: { width: 360, height: 740 } },
-];
+const missing = !executable ? 'no Chromium is installed' : withoutQemu || undefined;
 
 describe('the page', { skip: missing }, () => {
   let images;
@@ -105,15 +96,6 @@ describe('the page', { skip: missing }, () => {
   async function goTo(offset) {
     await page.getByLabel('Offset on the disk').fill(offset);
     await page.getByRole('button', { name: 'Go', exact: true }).click();
-  }
-
-  async function noViolations(what) {
-    await page.evaluate(AXE);
-    const { violations } = await page.evaluate(() =>
-      globalThis.axe.run({ runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice'] }),
-    );
-    const told = violations.map(({ id, nodes }) => `${id}: ${nodes.map(({ html, failureSummary }) => `${html}\n${failureSummary}`).join('\n')}`);
-    assert.deepEqual(told, [], what);
   }
 
   pageTest('a chosen image: facts, map, bytes and check are those of qemu-img', async () => {
@@ -270,7 +252,7 @@ describe('the page', { skip: missing }, () => {
     await choose(page, [images.path('damaged.qcow2')]);
     await page.getByRole('alert').getByText('This image is damaged.').waitFor();
     assert.match(await textOf(card('Safety report')), /Do not trust this image[\s\S]*L1 table/);
-    await noViolations('a damaged image');
+    await noViolations(page, 'a damaged image');
     await page.getByRole('button', { name: /own bytes/ }).click();
     await heading('Bytes').waitFor();
     await page.locator('ox-hex tbody td.hex').first().waitFor();
@@ -527,7 +509,7 @@ describe('the page', { skip: missing }, () => {
       await choose(page, [images.path('forced.qcow2')]);
       await opened();
       await mapDrawn();
-      await noViolations('forced colours');
+      await noViolations(page, 'forced colours');
       const moving = await page.evaluate(() => document.getAnimations().length);
       assert.equal(moving, 0);
       await page.screenshot({ path: `${SCREENSHOTS}forced-colors.png`, fullPage: true });
@@ -541,7 +523,7 @@ describe('the page', { skip: missing }, () => {
       `it has no accessibility violations and a picture of itself, ${name}`,
       async () => {
         await page.screenshot({ path: `${SCREENSHOTS}empty-${name}.png`, fullPage: true });
-        await noViolations('the empty page');
+        await noViolations(page, 'the empty page');
 
         if (!images.shown) {
           showcase();
@@ -554,7 +536,7 @@ describe('the page', { skip: missing }, () => {
         await page.getByText('No errors.').waitFor();
         await page.getByText('The same as a table').click();
         await page.getByRole('region', { name: 'Extents of the disk' }).locator('tbody tr').first().waitFor();
-        await noViolations('an open image');
+        await noViolations(page, 'an open image');
         await page.getByText('The same as a table').click();
         const [scrollWidth, clientWidth] = await page.evaluate(() => {
           const { scrollWidth, clientWidth } = document.documentElement;
@@ -573,7 +555,7 @@ describe('the page', { skip: missing }, () => {
         await choose(page, images.shown.slice(0, 1));
         await page.getByRole('alert').getByText('A file is missing').waitFor();
         await opened();
-        await noViolations('an image whose backing file is missing');
+        await noViolations(page, 'an image whose backing file is missing');
         await page.screenshot({ path: `${SCREENSHOTS}missing-${name}.png`, fullPage: true });
       },
       look,

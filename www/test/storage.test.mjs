@@ -3,25 +3,16 @@
 import assert from 'node:assert/strict';
 import { closeSync, openSync, readFileSync, readSync, statSync, writeFileSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
-import { fileURLToPath } from 'node:url';
 
 import { RangeServer } from '../../web/test/http-server.mjs';
 import { camelCase, Images, withoutQemu } from '../../web/test/qemu.mjs';
 import { findChromium, launch } from './browser.mjs';
+import { packageFile } from './package.mjs';
 
 const executable = findChromium();
 const missing = !executable ? 'no Chromium is installed' : withoutQemu || undefined;
 
-const PACKAGE = new URL('../../web/dist/', import.meta.url);
 const MIB = 1 << 20;
-
-/** The package's files and an empty page, as any static server would send them. */
-function packageFile(path) {
-  if (path === '/') return ['text/html; charset=utf-8', '<!doctype html><title>x</title>'];
-  if (!path.startsWith('/oxcow/')) return undefined;
-  const type = path.endsWith('.wasm') ? 'application/wasm' : 'text/javascript; charset=utf-8';
-  return [type, readFileSync(fileURLToPath(new URL(path.slice('/oxcow/'.length), PACKAGE)))];
-}
 
 describe('images in the OPFS', { skip: missing }, () => {
   let images;

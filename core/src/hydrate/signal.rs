@@ -31,16 +31,3 @@ impl Signal {
         .await;
     }
 }
-
-/// Lets others run once.
-pub(super) async fn give_way() {
-    let mut gave = false;
-    poll_fn(|context| {
-        if std::mem::replace(&mut gave, true) {
-            return Poll::Ready(());
-        }
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
-}

@@ -10,7 +10,7 @@ use crate::chain::{File, Resolver, Wanted};
 use crate::create::{CreateOptions, create};
 use crate::image::{NewSnapshot, OpenOptions, ZeroMode};
 use crate::qcow2::Version;
-use crate::storage::MemoryStorage;
+use crate::storage::{MemoryStorage, give_way};
 use crate::units::GuestOffset;
 
 const CLUSTER: u64 = 4096;
@@ -28,7 +28,7 @@ impl Clock for &Turns {
     async fn sleep(&self, time: Duration) {
         self.0.set(self.0.get() + time.as_millis() as u64);
         for _ in 0..3 {
-            signal::give_way().await;
+            give_way().await;
         }
     }
 }
@@ -57,7 +57,7 @@ impl Storage for Disk {
     async fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Source(source) => {
-                signal::give_way().await;
+                give_way().await;
                 source.reads.set(source.reads.get() + 1);
                 if source.failures.get() > 0 {
                     source.failures.set(source.failures.get() - 1);
@@ -291,7 +291,7 @@ fn the_guest_goes_on_and_wins() {
                         .unwrap(),
                     _ => {}
                 }
-                signal::give_way().await;
+                give_way().await;
             }
         };
         for cluster in 0..64 {
@@ -396,21 +396,21 @@ fn it_stops_and_goes_on_where_it_was() {
         let hydration = Hydration::new(&image, &clock, options).await.unwrap();
         let stop = async {
             while hydration.status().hydrated < 20 {
-                signal::give_way().await;
+                give_way().await;
             }
             hydration.pause();
             for _ in 0..50 {
-                signal::give_way().await;
+                give_way().await;
             }
             let paused = hydration.status().hydrated;
             assert_eq!(hydration.status().state, HydrationState::Paused);
             for _ in 0..50 {
-                signal::give_way().await;
+                give_way().await;
             }
             assert_eq!(hydration.status().hydrated, paused);
             hydration.resume();
             while hydration.status().hydrated < 40 {
-                signal::give_way().await;
+                give_way().await;
             }
             hydration.cancel();
         };

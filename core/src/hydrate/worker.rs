@@ -8,10 +8,9 @@ use futures_util::future::{Either, select};
 use futures_util::pin_mut;
 
 use crate::error::{Error, Result};
-use crate::hydrate::signal::give_way;
 use crate::hydrate::status::Numbers;
 use crate::hydrate::{Clock, Hydration, HydrationState};
-use crate::storage::Storage;
+use crate::storage::{Storage, give_way};
 
 /// The longest that is waited before a fetch is tried again.
 const MAX_BACKOFF: Duration = Duration::from_secs(60);

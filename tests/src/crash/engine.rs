@@ -1,14 +1,14 @@
 //! What is proven: an engine that a script can be run on. There are two, oxcow and a model of QEMU's order
 //! ([`super::qemu_order`]).
 
-use std::future::{pending, poll_fn};
+use std::future::pending;
 use std::rc::Rc;
-use std::task::Poll;
 use std::time::Duration;
 
 use oxcow::hydrate::{Clock, Hydration, HydrationOptions};
 use oxcow::image::{NewSnapshot, Preallocation, ResizeOptions};
 use oxcow::repair::{RepairMode, repair};
+use oxcow::storage::give_way;
 use oxcow::{
     Error, File, Format, GuestOffset, Image, OpenOptions, Resolver, Role, Wanted, ZeroMode,
 };
@@ -125,15 +125,7 @@ impl Clock for SimClock {
         if time >= Duration::from_secs(1) {
             return pending().await;
         }
-        let mut slept = false;
-        poll_fn(|context| {
-            if std::mem::replace(&mut slept, true) {
-                return Poll::Ready(());
-            }
-            context.waker().wake_by_ref();
-            Poll::Pending
-        })
-        .await;
+        give_way().await;
     }
 }
 

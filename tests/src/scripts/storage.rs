@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::fs;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
+use oxcow::storage::give_way;
 use oxcow::{Error, File, Resolver, Storage, Wanted};
 
 /// Runs a future whose every storage is a [`HostFile`].
@@ -41,7 +42,7 @@ impl Pace {
     }
 
     async fn wait(&self) {
-        let mut left = match self.0.get() {
+        let turns = match self.0.get() {
             0 => return,
             state => {
                 // A step of xorshift.
@@ -53,15 +54,9 @@ impl Pace {
                 next % 4
             }
         };
-        poll_fn(|context| {
-            if left == 0 {
-                return Poll::Ready(());
-            }
-            left -= 1;
-            context.waker().wake_by_ref();
-            Poll::Pending
-        })
-        .await;
+        for _ in 0..turns {
+            give_way().await;
+        }
     }
 }
 

@@ -1,14 +1,11 @@
 //! `backup`: a disk as it is at one moment, copied out while commands go on writing to it.
 
-use std::future::poll_fn;
 use std::io;
-use std::pin::pin;
-use std::task::{Context as Poller, Poll, Waker};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use oxcow::convert::{self, RawOptions};
 use oxcow::fleece::FleeceOptions;
-use oxcow::storage::SparseMemory;
+use oxcow::storage::{SparseMemory, give_way};
 use oxcow::{
     DenyAll, Error, File, Format, Image, NewSnapshot, OpenOptions, Result as Worked, Storage,
 };
@@ -18,7 +15,7 @@ use super::io::session::{Cache, Done, Opening, Session};
 use super::{Command, Context};
 use crate::args::Spec;
 use crate::failure::{Failure, Outcome};
-use crate::file::{FileStorage, block_on};
+use crate::file::{FileStorage, block_on, block_on_between};
 use crate::open::Source;
 use crate::outln;
 use crate::progress::Progress;
@@ -231,15 +228,8 @@ fn copy_while<V: Storage>(
         line.at(done, total);
         true
     });
-    let mut copy = pin!(copy);
-    let mut context = Poller::from_waker(Waker::noop());
     meanwhile.step();
-    let result = loop {
-        match copy.as_mut().poll(&mut context) {
-            Poll::Ready(result) => break result,
-            Poll::Pending => meanwhile.step(),
-        }
-    };
+    let result = block_on_between(copy, || meanwhile.step());
     while meanwhile.commands.len() > 0 {
         meanwhile.step();
     }
@@ -259,16 +249,7 @@ impl Storage for InParts<'_> {
     }
 
     async fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut gave = false;
-        poll_fn(|context| match std::mem::replace(&mut gave, true) {
-            true => Poll::Ready(()),
-            false => {
-                // The copy asks again only those of its writes that call.
-                context.waker().wake_by_ref();
-                Poll::Pending
-            }
-        })
-        .await;
+        give_way().await;
         self.0.write_at(offset, data).await
     }
 

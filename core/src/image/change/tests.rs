@@ -2,7 +2,6 @@
 //! The proof of the ordering is in tests/src/crash.
 
 use std::cell::Cell;
-use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
 use std::rc::Rc;
@@ -14,7 +13,7 @@ use super::{NewSnapshot, ResizeOptions, ZeroMode};
 use crate::create::{CreateOptions, create};
 use crate::error::{Error, Result};
 use crate::image::{Image, OpenOptions};
-use crate::storage::{MemoryStorage, Storage};
+use crate::storage::{MemoryStorage, Storage, give_way};
 use crate::units::GuestOffset;
 use crate::{DenyAll, File};
 
@@ -33,15 +32,9 @@ struct Slow {
 
 impl Slow {
     async fn wait(&self) {
-        let mut waited = !self.waits.get();
-        poll_fn(|context| {
-            if std::mem::replace(&mut waited, true) {
-                return Poll::Ready(());
-            }
-            context.waker().wake_by_ref();
-            Poll::Pending
-        })
-        .await;
+        if self.waits.get() {
+            give_way().await;
+        }
     }
 
     fn spend(budget: &Cell<Option<u64>>) -> io::Result<()> {
