@@ -272,7 +272,10 @@ impl<'a, S: Storage, C: Clock> Hydration<'a, S, C> {
 
     /// Once over the disk.
     async fn pass(&self) -> Result<()> {
-        let workers = (0..self.options.threshold.max(1)).map(|_| self.work());
+        // Fetches that begin together and share a link end together, and then the link is idle for as long as a request
+        // takes to be answered. The first ones are of different lengths, so that they take turns from then on.
+        let count = self.options.threshold.max(1) as u64;
+        let workers = (1..=count).map(|each| self.work(self.options.batch_bytes / count * each));
         let all = try_join_all(workers);
         let commits = self.commit_by_the_clock();
         futures_util::pin_mut!(all);

@@ -1,4 +1,4 @@
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 
@@ -37,7 +37,8 @@ impl Clock for &Turns {
 struct Source {
     bytes: MemoryStorage,
     failures: Cell<u32>,
-    reads: Cell<u64>,
+    /// How long each read was.
+    reads: RefCell<Vec<u64>>,
 }
 
 #[derive(Clone)]
@@ -58,7 +59,7 @@ impl Storage for Disk {
         match self {
             Self::Source(source) => {
                 give_way().await;
-                source.reads.set(source.reads.get() + 1);
+                source.reads.borrow_mut().push(buf.len() as u64);
                 if source.failures.get() > 0 {
                     source.failures.set(source.failures.get() - 1);
                     return Err(io::ErrorKind::ConnectionReset.into());
@@ -120,7 +121,7 @@ impl Setup {
         let source = Rc::new(Source {
             bytes: MemoryStorage::new(content(source_size)),
             failures: Cell::new(0),
-            reads: Cell::new(0),
+            reads: RefCell::default(),
         });
         let storage = MemoryStorage::default();
         let options = CreateOptions {
@@ -239,6 +240,24 @@ fn zeros_take_no_room() {
 }
 
 #[test]
+fn the_first_fetches_are_of_different_lengths_so_that_they_take_turns_on_a_link() {
+    run(async {
+        let setup = Setup::new(small_clusters(), SIZE).await;
+        let image = setup.open().await;
+        let clock = Turns::default();
+        let hydration = Hydration::new(&image, &clock, batches()).await.unwrap();
+        hydration.run().await.unwrap();
+        let reads = setup.source.reads.borrow();
+        let lengths: Vec<u64> = reads.iter().map(|length| length / CLUSTER).collect();
+        assert_eq!(lengths[..4], [1, 2, 3, 4]);
+        assert!(
+            lengths[4..13].iter().all(|&length| length == 4),
+            "{lengths:?}"
+        );
+    });
+}
+
+#[test]
 fn what_is_read_is_kept() {
     run(async {
         let setup = Setup::new(small_clusters(), SIZE).await;
@@ -249,12 +268,12 @@ fn what_is_read_is_kept() {
         let at = GuestOffset(5 * CLUSTER + 512);
         image.read_at(at, &mut sector).await.unwrap();
         assert_eq!(sector, content(SIZE)[at.0 as usize..][..512]);
-        let reads = setup.source.reads.get();
+        let reads = setup.source.reads.borrow().len();
         image
             .read_at(GuestOffset(5 * CLUSTER), &mut sector)
             .await
             .unwrap();
-        assert_eq!(setup.source.reads.get(), reads);
+        assert_eq!(setup.source.reads.borrow().len(), reads);
         drop(hydration);
         image
             .read_at(GuestOffset(6 * CLUSTER), &mut sector)
@@ -264,7 +283,7 @@ fn what_is_read_is_kept() {
             .read_at(GuestOffset(6 * CLUSTER), &mut sector)
             .await
             .unwrap();
-        assert_eq!(setup.source.reads.get(), reads + 2);
+        assert_eq!(setup.source.reads.borrow().len(), reads + 2);
     });
 }
 

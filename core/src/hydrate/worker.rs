@@ -31,16 +31,18 @@ impl<S: Storage, C> Drop for Flight<'_, '_, S, C> {
 }
 
 impl<S: Storage, C: Clock> Hydration<'_, S, C> {
-    /// Fetches one batch after the other until there is none.
-    pub(super) async fn work(&self) -> Result<()> {
+    /// Fetches one batch after the other until there is none; the first one of so many bytes.
+    pub(super) async fn work(&self, first_batch: u64) -> Result<()> {
+        let mut batch = first_batch;
         loop {
             self.wait_for_turn().await;
             if self.cancelled.get() {
                 return Ok(());
             }
-            let Some(flight) = self.take_batch().await? else {
+            let Some(flight) = self.take_batch(batch).await? else {
                 return Ok(());
             };
+            batch = self.options.batch_bytes;
             let range = flight.range.clone();
             let Some(data) = self.fetch(&range).await? else {
                 return Ok(());
@@ -61,9 +63,9 @@ impl<S: Storage, C: Clock> Hydration<'_, S, C> {
     }
 
     /// The next clusters that are not there.
-    async fn take_batch(&self) -> Result<Option<Flight<'_, '_, S, C>>> {
+    async fn take_batch(&self, bytes: u64) -> Result<Option<Flight<'_, '_, S, C>>> {
         let cluster = self.image.cluster_bytes();
-        let batch = self.options.batch_bytes.max(1).next_multiple_of(cluster);
+        let batch = bytes.max(1).next_multiple_of(cluster);
         loop {
             let from = self.next.get();
             let found = self.image.unhydrated(from..u64::MAX).await?;

@@ -13,6 +13,8 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
+use futures_util::future::try_join_all;
+
 use super::Storage;
 
 /// How a [`WindowedStorage`] fetches and keeps; all sizes in bytes.
@@ -75,6 +77,15 @@ enum Content {
     Kept { bytes: Rc<[u8]>, used: u64 },
 }
 
+/// What a reader wants of the windows.
+#[derive(Clone, Copy)]
+struct Wanted {
+    /// The window behind the last one.
+    end: u64,
+    /// Whether it is little, so that more may be wanted soon.
+    is_short: bool,
+}
+
 /// What a reader does about a window.
 enum Step {
     Use(Rc<[u8]>),
@@ -102,15 +113,60 @@ impl<S: Storage> WindowedStorage<S> {
         &self.inner
     }
 
-    /// The bytes of window `index`. On a miss the fetch covers the windows up to `needed` (exclusive)
-    /// as well, as far as one request goes.
-    async fn window(&self, index: u64, needed: u64, len: u64) -> io::Result<Rc<[u8]>> {
+    /// The longest range from the start of `range` on of which either every window is being fetched or none is.
+    fn stretch(&self, range: Range<u64>) -> Range<u64> {
+        let windows = self.windows.borrow();
+        let is_fetching = |index: &u64| {
+            let window = windows.by_index.get(index);
+            window.is_some_and(|window| matches!(window.content, Content::Fetching { .. }))
+        };
+        let first = range.start / self.window;
+        let all = first + 1..range.end.div_ceil(self.window);
+        let other = all
+            .into_iter()
+            .find(|index| is_fetching(index) != is_fetching(&first));
+        let end = other.map_or(range.end, |index| index * self.window);
+        range.start..end
+    }
+
+    /// Reads `range` into `buf`, window after window; gives the part that there is.
+    async fn fill(
+        &self,
+        range: Range<u64>,
+        buf: &mut [u8],
+        is_short: bool,
+        len: u64,
+    ) -> io::Result<Range<u64>> {
+        let wanted = Wanted {
+            end: range.end.div_ceil(self.window),
+            is_short,
+        };
+        let mut at = range.start;
+        while at < range.end {
+            let index = at / self.window;
+            let window = self.window(index, wanted, len).await?;
+            let skip = (at - index * self.window) as usize;
+            let part = window.get(skip..).unwrap_or_default();
+            let count = part.len().min((range.end - at) as usize);
+            if count == 0 {
+                break; // The storage has become shorter than it said.
+            }
+            let done = (at - range.start) as usize;
+            buf[done..done + count].copy_from_slice(&part[..count]);
+            at += count as u64;
+        }
+        Ok(range.start..at)
+    }
+
+    /// The bytes of window `index`. On a miss the fetch covers the other `wanted` windows as well, as far as one
+    /// request goes.
+    async fn window(&self, index: u64, wanted: Wanted, len: u64) -> io::Result<Rc<[u8]>> {
         loop {
             match self.look(index) {
                 Step::Use(bytes) => return Ok(bytes),
                 Step::Wait => self.fetched(index).await,
                 Step::Fetch => {
-                    if let Some(bytes) = self.fetch(index, needed, len).await? {
+                    if let Some(bytes) = self.fetch(index, wanted, len).await? {
                         return Ok(bytes);
                     }
                 }
@@ -157,8 +213,8 @@ impl<S: Storage> WindowedStorage<S> {
     }
 
     /// Fetches window `index` and what is worth fetching with it; `None` where a write overtook it.
-    async fn fetch(&self, index: u64, needed: u64, len: u64) -> io::Result<Option<Rc<[u8]>>> {
-        let run = self.plan(index, needed, len);
+    async fn fetch(&self, index: u64, wanted: Wanted, len: u64) -> io::Result<Option<Rc<[u8]>>> {
+        let run = self.plan(index, wanted, len);
         let guard = Fetch {
             windows: &self.windows,
             run: run.clone(),
@@ -175,15 +231,15 @@ impl<S: Storage> WindowedStorage<S> {
     }
 
     /// Chooses the run of windows to fetch for a miss at `index`, and marks them as being fetched.
-    fn plan(&self, index: u64, needed: u64, len: u64) -> Range<u64> {
+    fn plan(&self, index: u64, wanted: Wanted, len: u64) -> Range<u64> {
         let windows = &mut *self.windows.borrow_mut();
-        // A read that continues what was fetched before is probably one of many: ask for twice as much.
-        let ahead = index
-            .checked_sub(1)
-            .and_then(|before| windows.by_index.get(&before))
-            .map_or(1, |before| before.run * 2);
-        let wanted = ahead
-            .max(needed.saturating_sub(index))
+        // A short read that continues what was fetched before is probably one of many: ask for twice as much. Who
+        // reads much at once knows how much.
+        let before = index.checked_sub(1).filter(|_| wanted.is_short);
+        let before = before.and_then(|before| windows.by_index.get(&before));
+        let wanted = before
+            .map_or(1, |before| before.run * 2)
+            .max(wanted.end.saturating_sub(index))
             .min(self.longest_run);
         let limit = (index + wanted)
             .min(len.div_ceil(self.window))
@@ -317,22 +373,24 @@ impl<S: Storage> Storage for WindowedStorage<S> {
     async fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         let len = self.inner.len().await?;
         let end = offset.saturating_add(buf.len() as u64).min(len);
-        let needed = end.div_ceil(self.window);
-        let mut at = offset;
+        let is_short = end.saturating_sub(offset) <= self.longest_run * self.window / 4;
+        // What somebody else is fetching is waited for while the rest is fetched.
+        let mut fills = Vec::new();
+        let (mut at, mut rest) = (offset, buf);
         while at < end {
-            let index = at / self.window;
-            let window = self.window(index, needed, len).await?;
-            let skip = (at - index * self.window) as usize;
-            let part = window.get(skip..).unwrap_or_default();
-            let count = part.len().min((end - at) as usize);
-            if count == 0 {
-                break; // The storage has become shorter than it said.
-            }
-            let done = (at - offset) as usize;
-            buf[done..done + count].copy_from_slice(&part[..count]);
-            at += count as u64;
+            let stretch = self.stretch(at..end);
+            let (part, behind) = rest.split_at_mut((stretch.end - at) as usize);
+            (at, rest) = (stretch.end, behind);
+            fills.push(self.fill(stretch, part, is_short, len));
         }
-        Ok(at.saturating_sub(offset) as usize)
+        let mut reached = offset;
+        for filled in try_join_all(fills).await? {
+            if filled.start != reached {
+                break; // Behind a gap: the storage has become shorter than it said.
+            }
+            reached = filled.end;
+        }
+        Ok((reached - offset) as usize)
     }
 
     async fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
@@ -545,6 +603,24 @@ mod tests {
         assert!(poll_once(one.as_mut()).is_pending());
         assert!(poll_once(two.as_mut()).is_pending());
         assert_eq!(storage.inner().requests.borrow().len(), 2);
+    }
+
+    #[test]
+    fn what_others_are_fetching_keeps_nobody_from_fetching_the_rest() {
+        let storage = small(64 * KIB);
+        storage.inner().allowed.set(0);
+        let (mut first, mut second) = (vec![0; 2 * KIB], vec![0; 5 * KIB]);
+        let mut one = Box::pin(storage.read_at(2 * KIB as u64, &mut first));
+        let mut two = Box::pin(storage.read_at(KIB as u64 + 100, &mut second));
+        assert!(poll_once(one.as_mut()).is_pending());
+        assert!(poll_once(two.as_mut()).is_pending());
+        let asked = [(2048, 2048), (1024, 1024), (4096, 3072)];
+        assert_eq!(storage.inner().requests.borrow()[..], asked);
+        storage.inner().allowed.set(usize::MAX);
+        assert_eq!(now(one).unwrap(), 2 * KIB);
+        assert_eq!(now(two).unwrap(), 5 * KIB);
+        assert_eq!(second, expected(&storage, KIB as u64 + 100, 5 * KIB));
+        assert_eq!(storage.inner().requests.borrow().len(), 3);
     }
 
     #[test]
