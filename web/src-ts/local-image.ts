@@ -5,7 +5,7 @@ import { controlled, run } from './run.js';
 import { newImage, openEmpty } from './new-image.js';
 import type { Opened } from './storage/engine.js';
 import type { Storage } from './storage/types.js';
-import { extentsOf, streamOf, toBigInt, toRange, toSize } from './stream.js';
+import { exportOf, extentsOf, streamOf, toBigInt, toRange, toSize, type Exported } from './stream.js';
 import type {
   Bitmap,
   CheckReport,
@@ -21,19 +21,26 @@ import type {
   StreamOptions,
   Traffic,
 } from './types.js';
-import type { EngineControl, EngineImage } from './wasm/oxcow_web.js';
+import type { EngineControl, EngineImage as EngineReader } from './wasm/oxcow_reader.js';
+import type { EngineImage } from './wasm/oxcow_web.js';
 import type {
   ConvertOptions,
+  ExportOptions,
   HydrateOptions,
   HydrationEnd,
   HydrationStatus,
   RepairReport,
   ResizeOptions,
   SnapshotOptions,
+  ViewOptions,
 } from './writing.js';
 
-/** What an image is made of besides the engine's object. */
+/** What an image is made of. */
 export interface Parts {
+  /** The engine's object: of the module with everything where it is open for writing. */
+  engine: EngineReader;
+  /** Opens the same image in the module with everything, for what only that can; absent where it is there already. */
+  again?: (control: EngineControl) => Promise<EngineImage>;
   traffic: Traffic;
   /** What is to be given back when it is closed, in this order. */
   files: Pick<Opened, 'close'>[];
@@ -42,26 +49,28 @@ export interface Parts {
 }
 
 export class LocalImage implements DiskImage {
-  #engine: EngineImage | undefined;
-  #parts: Parts;
+  #engine: EngineReader | undefined;
+  #parts: Omit<Parts, 'engine'>;
   /** Calls under way: the engine's object is freed after the last of them. */
   #running = new Set<Promise<unknown>>();
   /** Snapshots of this image that are open. */
   #views = new Set<LocalImage>();
+  /** Ends each export that is open. */
+  #exports = new Set<() => void>();
   #closing: Promise<void> | undefined;
 
-  constructor(engine: EngineImage, parts: Parts) {
+  constructor({ engine, ...parts }: Parts) {
     this.#engine = engine;
     this.#parts = parts;
   }
 
-  get #open(): EngineImage {
+  get #open(): EngineReader {
     if (!this.#engine) throw new OxcowError('closed', 'The image is closed');
     return this.#engine;
   }
 
   async #run<T>(
-    work: (engine: EngineImage, control: EngineControl) => T | Promise<T>,
+    work: (engine: EngineReader, control: EngineControl) => T | Promise<T>,
     options: LongOptions = {},
   ): Promise<T> {
     const engine = this.#open;
@@ -81,7 +90,26 @@ export class LocalImage implements DiskImage {
   ): Promise<T> {
     return this.#run((engine, control) => {
       if (!engine.writable) throw new OxcowError('read-only', 'The image was not opened for writing');
-      return work(engine, control);
+      return work(engine as EngineImage, control);
+    }, options);
+  }
+
+  /** As `#run`, for what only reads this image, but is in the module with everything. */
+  #inFull<T>(
+    work: (engine: EngineImage, control: EngineControl) => T | Promise<T>,
+    options: LongOptions = {},
+  ): Promise<T> {
+    const { again } = this.#parts;
+    return this.#run(async (engine, control) => {
+      if (!again) return work(engine as EngineImage, control);
+      const snapshot = engine.usedSnapshot();
+      const full = await again(control);
+      try {
+        if (snapshot !== undefined) await full.useSnapshot(snapshot);
+        return await work(full, control);
+      } finally {
+        full.free();
+      }
     }, options);
   }
 
@@ -219,7 +247,30 @@ export class LocalImage implements DiskImage {
     return this.#run(async (engine) => this.#seen(await engine.openSnapshot(idOrName)));
   }
 
-  view(name?: string): Promise<LocalImage> {
+  view(options: string | ViewOptions = {}): Promise<LocalImage> {
+    const { name, copies, ...others } = typeof options === 'string' ? { name: options } : options;
+    return copies ? this.#fleeced(copies, others) : this.#pinned(name);
+  }
+
+  /** A view that is kept by copying. */
+  #fleeced(copies: Storage, options: Omit<ViewOptions, 'name' | 'copies'>): Promise<LocalImage> {
+    return this.#change(async (engine, control) => {
+      const { onError = 'break-write', timeout } = options;
+      if (onError !== 'break-write' && onError !== 'break-view') {
+        throw new OxcowError('out-of-range', `onError is 'break-write' or 'break-view', not '${String(onError)}'`);
+      }
+      const opened = await openEmpty(copies, this.#parts.traffic, options);
+      try {
+        return this.#seen(await engine.fleece(opened.engine, onError === 'break-view', timeout, control), opened.close);
+      } catch (error) {
+        await opened.close();
+        throw error;
+      }
+    }, options);
+  }
+
+  /** A view that is kept by a snapshot. */
+  #pinned(name: string | undefined): Promise<LocalImage> {
     return this.#change(async (engine) => {
       const id = await create(engine, name ?? `view of ${new Date().toISOString()}`, {});
       try {
@@ -232,10 +283,9 @@ export class LocalImage implements DiskImage {
   }
 
   /** A snapshot of this image that is read; `after` it is closed there is something to do. */
-  #seen(engine: EngineImage, after?: () => Promise<void>): LocalImage {
-    const { traffic } = this.#parts;
+  #seen(engine: EngineReader, after?: () => Promise<void>): LocalImage {
     const files = after ? [{ close: after }] : [];
-    const view: LocalImage = new LocalImage(engine, { traffic, files, closed: () => {} });
+    const view = new LocalImage({ ...this.#parts, engine, files, closed: () => {} });
     this.#views.add(view);
     return view;
   }
@@ -255,7 +305,7 @@ export class LocalImage implements DiskImage {
   }
 
   hydration(): Promise<HydrationStatus> {
-    return this.#run((engine) => engine.hydration()) as Promise<HydrationStatus>;
+    return this.#inFull((engine) => engine.hydration()) as Promise<HydrationStatus>;
   }
 
   async pauseHydration(): Promise<void> {
@@ -271,7 +321,7 @@ export class LocalImage implements DiskImage {
   }
 
   async convert(target: Storage, options: ConvertOptions = {}): Promise<void> {
-    await this.#run(async (engine, control) => {
+    await this.#inFull(async (engine, control) => {
       const { format = 'raw', compress = false } = options;
       if (format !== 'raw' && format !== 'qcow2') {
         throw new OxcowError('unsupported', `A disk can be converted to 'raw' or 'qcow2', not '${String(format)}'`);
@@ -283,6 +333,33 @@ export class LocalImage implements DiskImage {
       } finally {
         await opened.close();
       }
+    }, options);
+  }
+
+  export(options: ExportOptions = {}): ReadableStream<Uint8Array> {
+    return exportOf(this, (given) => this.openExport(given), options);
+  }
+
+  /** The file that {@link export} streams. */
+  openExport(options: ExportOptions & LongOptions): Promise<Exported> {
+    return this.#inFull(async (engine, control) => {
+      const exported = await engine.export(newImage(options), control);
+      const reads = new Set<Promise<Uint8Array>>();
+      const close = () => {
+        if (!this.#exports.delete(close)) return;
+        void Promise.allSettled(reads).then(() => exported.free());
+      };
+      this.#exports.add(close);
+      const read: Exported['read'] = async (offset, length, given) => {
+        const reading = this.#run((_, control) => exported.read(toBigInt(offset, 'offset'), length, control), given);
+        reads.add(reading);
+        try {
+          return await reading;
+        } finally {
+          reads.delete(reading);
+        }
+      };
+      return { size: toSize(exported.fileSize()), read, close };
     }, options);
   }
 
@@ -299,13 +376,15 @@ export class LocalImage implements DiskImage {
     const engine = this.#open;
     this.#engine = undefined;
     this.#parts.closed();
-    engine.cancelHydration();
+    const changing = engine.writable ? (engine as EngineImage) : undefined;
+    changing?.cancelHydration();
     await Promise.allSettled(this.#running);
     const failures: unknown[] = [];
     const attempt = (work: () => Promise<void>) => run(work).catch((error: unknown) => failures.push(error));
+    for (const close of this.#exports) close();
     for (const view of this.#views) await attempt(() => view.close());
     // Calls of the views' own may have come last.
-    await attempt(() => engine.finish());
+    if (changing) await attempt(() => changing.finish());
     engine.free();
     for (const file of this.#parts.files) await attempt(() => file.close());
     if (failures.length > 0) throw failures[0];

@@ -1,7 +1,8 @@
 // The engine in this thread: what the worker runs, and what Node uses directly.
 
-import { asOxcowError, cancelled, OxcowError } from './errors.js';
-import { LocalImage } from './local-image.js';
+import { cancelled } from './errors.js';
+import { LocalImage, type Parts } from './local-image.js';
+import { forReading, forWriting, type Reader } from './modules.js';
 import { newImage, openEmpty } from './new-image.js';
 import { controlled } from './run.js';
 import { nameOf, openSource } from './source.js';
@@ -9,22 +10,13 @@ import type { Opened } from './storage/engine.js';
 import type { Storage } from './storage/types.js';
 import { toBigInt } from './stream.js';
 import type { Engine, OpenOptions, SafetyReport, Source, Traffic } from './types.js';
-import * as wasm from './wasm/oxcow_web.js';
+import type { EngineControl, EngineOptions, EngineResolve, EngineSource } from './wasm/oxcow_reader.js';
+import type { EngineCreateOptions, EngineImage } from './wasm/oxcow_web.js';
 import type { CreateOptions, OverlayOptions } from './writing.js';
 
-/** Where the compiled engine comes from. */
-export type ModuleSource = URL | string | Response | BufferSource | WebAssembly.Module;
+export { loadEngine } from './modules.js';
 
-/** Loads the engine; once for a thread. */
-export async function loadEngine(module: ModuleSource): Promise<void> {
-  try {
-    await wasm.default({ module_or_path: module });
-  } catch (error) {
-    throw new OxcowError('internal', `The engine could not be loaded: ${asOxcowError(error).message}`, { cause: error });
-  }
-}
-
-/** An engine whose wasm module {@link loadEngine} has loaded. */
+/** An engine whose modules this thread has loaded, or knows where to find. */
 export class LocalEngine implements Engine {
   #images = new Set<LocalImage>();
 
@@ -39,7 +31,14 @@ export class LocalEngine implements Engine {
         ignoreDataFile: options.dataFile === 'ignore',
         repair: options.repair ?? false,
       };
-      return wasm.EngineImage.open(engineSource, engineOptions, opening.resolve, control);
+      const opened = async (wasm: Reader, control: EngineControl) =>
+        wasm.EngineImage.open(engineSource, engineOptions, opening.resolve, control);
+      if (writable) return { engine: await opened(await forWriting(), control) };
+      return {
+        engine: await opened(await forReading(), control),
+        // The same files once more, in the module with everything.
+        again: async (control) => (await opened(await forWriting(), control)) as EngineImage,
+      };
     });
   }
 
@@ -71,7 +70,8 @@ export class LocalEngine implements Engine {
   async inspect(source: Source, options: { name?: string; signal?: AbortSignal } = {}): Promise<SafetyReport> {
     const opened = await openSource(source, noTraffic(), options);
     try {
-      return (await controlled(options, (control) => wasm.inspect(opened.engine, control))) as SafetyReport;
+      const { inspect } = await forReading();
+      return (await controlled(options, (control) => inspect(opened.engine, control))) as SafetyReport;
     } finally {
       await opened.close();
     }
@@ -91,11 +91,12 @@ export class LocalEngine implements Engine {
   #new(
     storage: Storage,
     options: CreateOptions | OverlayOptions,
-    wanted: (opening: Opening) => Promise<wasm.EngineCreateOptions>,
+    wanted: (opening: Opening) => Promise<EngineCreateOptions>,
   ): Promise<LocalImage> {
     return this.#opened(options, async (opening, control) => {
       const { name, overwrite } = options;
       // Before the storage is touched: what fails here leaves nothing behind.
+      const { EngineImage } = await forWriting();
       const engineWanted = await wanted(opening);
       const file = await openEmpty(storage, opening.traffic, {
         ...(name !== undefined && { name }),
@@ -103,21 +104,21 @@ export class LocalEngine implements Engine {
         ...(options.signal && { signal: options.signal }),
       });
       opening.files.unshift(file);
-      return wasm.EngineImage.create(file.engine, engineWanted, opening.options(true), opening.resolve, control);
+      return { engine: await EngineImage.create(file.engine, engineWanted, opening.options(true), opening.resolve, control) };
     });
   }
 
   /** An image, or nothing that is left open. */
   async #opened(
     options: Pick<OpenOptions, 'cacheBytes' | 'resolve' | 'signal'>,
-    open: (opening: Opening, control: wasm.EngineControl) => Promise<wasm.EngineImage>,
+    open: (opening: Opening, control: EngineControl) => Promise<Pick<Parts, 'engine' | 'again'>>,
   ): Promise<LocalImage> {
     const opening = new Opening(options);
     const { traffic, files } = opening;
     try {
       const { signal } = options;
-      const engine = await controlled(signal ? { signal } : {}, (control) => open(opening, control));
-      const image = new LocalImage(engine, { traffic, files, closed: () => this.#images.delete(image) });
+      const opened = await controlled(signal ? { signal } : {}, (control) => open(opening, control));
+      const image = new LocalImage({ ...opened, traffic, files, closed: () => this.#images.delete(image) });
       this.#images.add(image);
       return image;
     } catch (error) {
@@ -133,30 +134,38 @@ class Opening {
   readonly files: Opened[] = [];
   #given: Pick<OpenOptions, 'cacheBytes' | 'resolve' | 'signal'>;
   #writable = false;
+  /** Kept for when the same image is opened again. */
+  #answers = new Map<string, EngineSource>();
 
   constructor(given: Pick<OpenOptions, 'cacheBytes' | 'resolve' | 'signal'>) {
     this.#given = given;
   }
 
-  readonly resolve: wasm.EngineResolve = async (wanted) => {
+  readonly resolve: EngineResolve = async (wanted) => {
+    const question = `${wanted.role} ${wanted.depth} ${wanted.name}`;
+    const known = this.#answers.get(question);
+    if (known) return known;
     const { resolve, signal } = this.#given;
     if (signal?.aborted) throw cancelled(signal);
     const found = await resolve?.(wanted);
+    if (!found) return undefined;
     // The guest's data are where the image says; backing files are never written to.
     const writable = this.#writable && wanted.role === 'data-file' && wanted.depth === 0;
-    return found && this.file(found, { name: nameOf(found) ?? wanted.name, writable });
+    const answer = await this.file(found, { name: nameOf(found) ?? wanted.name, writable });
+    this.#answers.set(question, answer);
+    return answer;
   };
 
   async file(
     source: Source | Storage,
     options: { name?: string | undefined; writable?: boolean; create?: boolean },
-  ): Promise<wasm.EngineSource> {
+  ): Promise<EngineSource> {
     const opened = await openSource(source, this.traffic, { ...options, signal: this.#given.signal });
     this.files.push(opened);
     return opened.engine;
   }
 
-  options(writable: boolean): wasm.EngineOptions {
+  options(writable: boolean): EngineOptions {
     this.#writable = writable;
     return {
       format: undefined,

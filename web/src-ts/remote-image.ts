@@ -2,7 +2,7 @@
 
 import type { Channel } from './channel.js';
 import type { Storage } from './storage/types.js';
-import { extentsOf, streamOf } from './stream.js';
+import { exportOf, extentsOf, streamOf, type Exported } from './stream.js';
 import type {
   Bitmap,
   CheckReport,
@@ -22,12 +22,14 @@ import type {
 import type { Answer, SentSource, State } from './worker.js';
 import type {
   ConvertOptions,
+  ExportOptions,
   HydrateOptions,
   HydrationEnd,
   HydrationStatus,
   RepairReport,
   ResizeOptions,
   SnapshotOptions,
+  ViewOptions,
 } from './writing.js';
 
 /** The way to the worker. */
@@ -160,8 +162,10 @@ export class RemoteImage implements DiskImage {
     return new RemoteImage(this.#link, (await this.#call('openSnapshot', {}, { snapshot: idOrName })) as Answer);
   }
 
-  async view(name?: string): Promise<DiskImage> {
-    return new RemoteImage(this.#link, (await this.#call('view', {}, { name })) as Answer);
+  async view(options: string | ViewOptions = {}): Promise<DiskImage> {
+    const { copies, ...others } = typeof options === 'string' ? { name: options } : options;
+    const sent = copies && { copies: await this.#link.send(copies, others.signal) };
+    return new RemoteImage(this.#link, (await this.#call('view', others, sent)) as Answer);
   }
 
   hydrate(options?: HydrateOptions): Promise<HydrationEnd> {
@@ -186,6 +190,21 @@ export class RemoteImage implements DiskImage {
 
   async convert(target: Storage, options: ConvertOptions = {}): Promise<void> {
     await this.#call('convert', options, { target: await this.#link.send(target, options.signal) });
+  }
+
+  export(options: ExportOptions = {}): ReadableStream<Uint8Array> {
+    return exportOf(this, (given) => this.#openExport(given), options);
+  }
+
+  async #openExport(options: ExportOptions): Promise<Exported> {
+    const { id, size } = (await this.#call('export', options)) as { id: number; size: Size };
+    return {
+      size,
+      read: (offset, length, given) =>
+        this.#call('readExport', given, { id, offset, length }) as Promise<Uint8Array>,
+      // It ends with the image at the latest.
+      close: () => void this.#call('closeExport', {}, { id }).catch(() => {}),
+    };
   }
 
   traffic(): Promise<Traffic> {

@@ -3,7 +3,7 @@
 import { Channel, moved, type Call } from './channel.js';
 import { OxcowError } from './errors.js';
 import { absolute, httpSource } from './http/source.js';
-import type { ModuleSource } from './local.js';
+import type { ModuleSource } from './modules.js';
 import { RemoteImage, type Link } from './remote-image.js';
 import { asUrlSource, isCustomSource, isCustomStorage } from './source.js';
 import type { CustomStorage, Storage } from './storage/types.js';
@@ -58,10 +58,10 @@ export class RemoteEngine implements Engine {
   }
 
   /** Starts the engine in `worker`, which runs this package's worker script. */
-  static async start(worker: Worker, module?: ModuleSource): Promise<RemoteEngine> {
+  static async start(worker: Worker, modules: { module?: ModuleSource; reader?: ModuleSource } = {}): Promise<RemoteEngine> {
     const engine = new RemoteEngine(worker);
     try {
-      await engine.#channel.call('load', { module });
+      await engine.#channel.call('load', { module: modules.module, reader: modules.reader });
     } catch (error) {
       worker.terminate();
       throw error;

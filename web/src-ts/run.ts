@@ -2,7 +2,7 @@
 
 import { asOxcowError, cancelled } from './errors.js';
 import type { LongOptions } from './types.js';
-import type { EngineControl } from './wasm/oxcow_web.js';
+import type { EngineControl } from './wasm/oxcow_reader.js';
 
 /** Runs one call of the engine. */
 export async function run<T>(work: () => T | Promise<T>): Promise<T> {

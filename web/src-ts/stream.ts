@@ -1,7 +1,8 @@
 // What every image offers on top of `read` and `map`, in whatever thread its engine runs.
 
 import { cancelled, OxcowError } from './errors.js';
-import type { DiskImage, Extent, MapOptions, Range, Size, StreamOptions } from './types.js';
+import type { DiskImage, Extent, LongOptions, MapOptions, Range, Size, StreamOptions } from './types.js';
+import type { ExportOptions } from './writing.js';
 
 /**
  * How many chunks are read ahead of the consumer: of the default size twice what a source with windows fetches at
@@ -32,57 +33,108 @@ export function toRange(options: Range, virtualSize: Size): { start: bigint; len
   return { start, length };
 }
 
-/** The disk as a stream: reads a few chunks ahead, no more, and nothing that is not asked for. */
+/** Bytes that are streamed. */
+export interface Content {
+  start: bigint;
+  end: bigint;
+  read(offset: Size, length: number, options: { signal: AbortSignal }): Promise<Uint8Array>;
+  /** Nothing more is asked for. */
+  close?(): void;
+}
+
+/** The disk as a stream. */
 export function streamOf(image: DiskImage, options: StreamOptions = {}): ReadableStream<Uint8Array> {
   const { start, length } = toRange(options, image.virtualSize);
+  const read: Content['read'] = (offset, count, { signal }) => image.read(offset, count, { signal });
+  return chunksOf(() => ({ start, end: start + length, read }), options);
+}
+
+/** A file that is made while it is read. */
+export interface Exported {
+  size: Size;
+  read(offset: Size, length: number, options: { signal?: AbortSignal }): Promise<Uint8Array>;
+  close(): void;
+}
+
+/** The disk as a file. */
+export function exportOf(
+  image: DiskImage,
+  open: (options: ExportOptions) => Promise<Exported>,
+  options: ExportOptions,
+): ReadableStream<Uint8Array> {
+  const { format = 'qcow2', signal, onProgress, chunkSize, ...wanted } = options;
+  if (format !== 'raw' && format !== 'qcow2') {
+    throw new OxcowError('unsupported', `A disk can be exported as 'raw' or 'qcow2', not '${String(format)}'`);
+  }
+  if (format === 'raw') return streamOf(image, options);
+  return chunksOf(async (signal) => {
+    const { size, read, close } = await open({ ...wanted, signal });
+    return { start: 0n, end: BigInt(size), read, close };
+  }, options);
+}
+
+/** The content as a stream, opened when the first chunk is asked for: reads a few chunks ahead, no more. */
+export function chunksOf(
+  open: (signal: AbortSignal) => Content | Promise<Content>,
+  options: LongOptions & { chunkSize?: number },
+): ReadableStream<Uint8Array> {
   const chunk = BigInt(options.chunkSize ?? 1 << 20);
-  const end = start + length;
   const ahead: Promise<Uint8Array>[] = [];
   const stop = new AbortController();
-  let next = start;
+  let content: Content | undefined;
+  let next = 0n;
   let done = 0n;
+  let over = false;
   const { signal } = options;
   const abort = () => stop.abort(signal?.reason);
-  const release = () => signal?.removeEventListener('abort', abort);
   signal?.addEventListener('abort', abort, { once: true });
+  const release = () => {
+    signal?.removeEventListener('abort', abort);
+    over = true;
+    // Nobody asks for the chunks behind any more.
+    stop.abort();
+    content?.close?.();
+    content = undefined;
+  };
+  const opened = async () => {
+    const now = await open(stop.signal);
+    next = now.start;
+    if (over) now.close?.();
+    return now;
+  };
 
   return new ReadableStream<Uint8Array>(
     {
       async pull(controller) {
-        while (ahead.length < AHEAD && next < end) {
-          const count = end - next < chunk ? end - next : chunk;
-          const bytes = image.read(toSize(next), Number(count), { signal: stop.signal });
-          bytes.catch(() => {}); // Told when its turn comes.
-          ahead.push(bytes);
-          next += count;
-        }
-        if (signal?.aborted) {
-          abort();
-          throw cancelled(signal);
-        }
         let bytes: Uint8Array | undefined;
         try {
+          if (signal?.aborted) throw cancelled(signal);
+          const { start, end, read } = (content ??= await opened());
+          if (over) return;
+          while (ahead.length < AHEAD && next < end) {
+            const count = end - next < chunk ? end - next : chunk;
+            const bytes = read(toSize(next), Number(count), { signal: stop.signal });
+            bytes.catch(() => {}); // Told when its turn comes.
+            ahead.push(bytes);
+            next += count;
+          }
           bytes = await ahead.shift();
+          if (bytes) {
+            done += BigInt(bytes.byteLength);
+            controller.enqueue(bytes);
+            options.onProgress?.(Number(done), Number(end - start));
+          }
         } catch (error) {
-          // Nobody asks for the chunks behind it any more.
           release();
-          stop.abort();
-          throw error;
+          throw signal?.aborted ? cancelled(signal) : error;
         }
-        if (!bytes) {
-          release();
-          controller.close();
-          return;
-        }
-        done += BigInt(bytes.byteLength);
-        controller.enqueue(bytes);
-        options.onProgress?.(Number(done), Number(length));
+        if (bytes) return;
+        release();
+        controller.close();
       },
       cancel() {
-        release();
-        next = end;
         ahead.length = 0;
-        stop.abort();
+        release();
       },
     },
     { highWaterMark: 0 },

@@ -2,6 +2,7 @@ import type { Place } from './errors.js';
 import type { OpfsFile, Storage } from './storage/types.js';
 import type {
   ConvertOptions,
+  ExportOptions,
   CreateOptions,
   HydrateOptions,
   HydrationEnd,
@@ -10,6 +11,7 @@ import type {
   RepairReport,
   ResizeOptions,
   SnapshotOptions,
+  ViewOptions,
 } from './writing.js';
 
 /** A size or an offset in bytes: a number, or a bigint past 2^53. */
@@ -416,9 +418,11 @@ export interface DiskImage extends AsyncDisposable {
   openSnapshot(idOrName: string): Promise<DiskImage>;
   /**
    * The disk as it is now, as a read-only image of its own, to be read, streamed or converted while this one is written
-   * to. It is kept in an internal snapshot, which goes when the view is closed.
+   * to. It is kept in an internal snapshot (of this name), which goes when the view is closed; or, with `copies`, by
+   * copying what changes: the image is not touched then, {@link applySnapshot} and a smaller size are `refused` until the
+   * view is closed, and its own map is that of a raw disk.
    */
-  view(name?: string): Promise<DiskImage>;
+  view(options?: string | ViewOptions): Promise<DiskImage>;
 
   /**
    * Fills an overlay from its backing file in the background of everything else, and drops the backing file when
@@ -436,6 +440,14 @@ export interface DiskImage extends AsyncDisposable {
 
   /** Writes the disk as it is into another storage, in place of what is there. */
   convert(target: Storage, options?: ConvertOptions): Promise<void>;
+
+  /**
+   * The disk as a file, from its first byte to its last, made while it is read: a download, the body of a request.
+   * Nothing is stored anywhere, and what is kept meanwhile is where the disk has data. Its clusters are not compressed,
+   * which only {@link convert} can do; and unlike that, this does not look for zeros in what the image calls data. Of an
+   * image that is written to, export a {@link view}.
+   */
+  export(options?: ExportOptions): ReadableStream<Uint8Array>;
 
   traffic(): Promise<Traffic>;
   /**

@@ -3,8 +3,10 @@
 import { Channel, moved, type Call, type Port } from './channel.js';
 import { OxcowError } from './errors.js';
 import type { LocalImage } from './local-image.js';
-import { loadEngine, LocalEngine, type ModuleSource } from './local.js';
+import { LocalEngine } from './local.js';
+import { loadEngine, loadReader, type ModuleSource } from './modules.js';
 import type { CustomStorage, OpfsFile, Storage } from './storage/types.js';
+import type { Exported } from './stream.js';
 import type {
   CustomSource,
   MapOptions,
@@ -15,7 +17,16 @@ import type {
   WantedFile,
   WindowOptions,
 } from './types.js';
-import type { ConvertOptions, CreateOptions, HydrateOptions, OverlayOptions, ResizeOptions, SnapshotOptions } from './writing.js';
+import type {
+  ConvertOptions,
+  CreateOptions,
+  ExportOptions,
+  HydrateOptions,
+  OverlayOptions,
+  ResizeOptions,
+  SnapshotOptions,
+  ViewOptions,
+} from './writing.js';
 
 /** An object of the other side, which is used by its number. */
 interface RemoteSource {
@@ -45,7 +56,9 @@ export interface Answer {
 
 const engine = new LocalEngine();
 const images = new Map<number, LocalImage>();
-let nextImage = 1;
+/** Files that are being made, by number. */
+const exports = new Map<number, Exported>();
+let nextId = 1;
 
 function imageOf(id: number): LocalImage {
   const image = images.get(id);
@@ -56,7 +69,7 @@ function imageOf(id: number): LocalImage {
 const stateOf = ({ virtualSize, snapshot, writable }: LocalImage): State => ({ virtualSize, snapshot, writable });
 
 function opened(image: LocalImage): Answer {
-  const id = nextImage++;
+  const id = nextId++;
   images.set(id, image);
   return { image: id, state: stateOf(image) };
 }
@@ -123,8 +136,13 @@ function completed<T extends object>({ options, resolve }: Opening<T>, call: Cal
 const long = (call: Call) => ({ signal: call.signal, onProgress: call.progress });
 
 const channel: Channel = new Channel(self as unknown as Port, {
-  load: (args: { module: ModuleSource | undefined }) =>
-    loadEngine(args.module ?? new URL('./wasm/oxcow_web_bg.wasm', import.meta.url)),
+  load: ({ module, reader }: { module: ModuleSource | undefined; reader: ModuleSource | undefined }) =>
+    module && !reader
+      ? loadEngine(module)
+      : loadReader(
+          reader ?? new URL('./wasm/oxcow_reader_bg.wasm', import.meta.url),
+          () => module ?? new URL('./wasm/oxcow_web_bg.wasm', import.meta.url),
+        ),
 
   open: async (args: Opening<OpenOptions>, call: Call) =>
     opened(await engine.open(received(args.source), completed(args, call))),
@@ -190,7 +208,10 @@ const channel: Channel = new Channel(self as unknown as Port, {
   deleteSnapshot: (args: Sent<{ snapshot: string }>) => imageOf(args.image).deleteSnapshot(args.snapshot),
   openSnapshot: async (args: Sent<{ snapshot: string }>) =>
     opened(await imageOf(args.image).openSnapshot(args.snapshot)),
-  view: async (args: Sent<{ name?: string }>) => opened(await imageOf(args.image).view(args.name)),
+  async view(args: Sent<Omit<ViewOptions, 'copies'>> & { copies?: SentSource }, call: Call) {
+    const copies = args.copies && { copies: received(args.copies) as Storage };
+    return opened(await imageOf(args.image).view({ ...args, ...copies, signal: call.signal } as ViewOptions));
+  },
 
   hydrate: (args: Sent<HydrateOptions>, call: Call) => imageOf(args.image).hydrate({ ...args, ...long(call) }),
   hydration: (args: Sent<object>) => imageOf(args.image).hydration(),
@@ -200,6 +221,20 @@ const channel: Channel = new Channel(self as unknown as Port, {
 
   convert: (args: Sent<ConvertOptions & { target: SentSource }>, call: Call) =>
     imageOf(args.image).convert(received(args.target) as Storage, { ...args, ...long(call) }),
+
+  async export(args: Sent<ExportOptions>, call: Call) {
+    const image = imageOf(args.image);
+    const id = nextId++;
+    const { size, read, close } = await image.openExport({ ...args, signal: call.signal });
+    exports.set(id, { size, read, close: () => (exports.delete(id), close()) });
+    return { id, size };
+  },
+  async readExport(args: Sent<{ id: number; offset: Size; length: number }>, call: Call) {
+    const exported = exports.get(args.id);
+    if (!exported) throw new OxcowError('closed', 'The export is closed');
+    return moved(await exported.read(args.offset, args.length, { signal: call.signal }));
+  },
+  closeExport: (args: Sent<{ id: number }>) => exports.get(args.id)?.close(),
 
   async close(args: Sent<object>) {
     const image = images.get(args.image);

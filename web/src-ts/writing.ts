@@ -1,3 +1,4 @@
+import type { Storage } from './storage/types.js';
 import type { CheckReport, LongOptions, OpenOptions, Size, Source } from './types.js';
 
 /** What is allocated beforehand: nothing; tables; the file's length, too; or zeros written everywhere. */
@@ -47,6 +48,27 @@ export interface ResizeOptions {
   shrink?: boolean;
   /** For what is added. Default: `off`. */
   preallocation?: Preallocation;
+}
+
+/** How the disk of one moment is kept while it is written to. */
+export interface ViewOptions {
+  /** The name of the snapshot that keeps it. */
+  name?: string;
+  /**
+   * Keeps it by copying instead: what is about to change is written into this storage first, so that the image itself
+   * gets no snapshot. For images that can have none (raw ones, or with a data file), and for short views.
+   */
+  copies?: Storage;
+  /** Whether `copies` is written over where it is not empty; `refused` otherwise. Default: `false`. */
+  overwrite?: boolean;
+  /**
+   * What gives way where a copy cannot be made: the write that needs it fails, or the view breaks for ever (`stopped`)
+   * and writing goes on. Default: `break-write`.
+   */
+  onError?: 'break-write' | 'break-view';
+  /** After how many milliseconds without end a copy has failed. Default: never. */
+  timeout?: number;
+  signal?: AbortSignal;
 }
 
 /** What a snapshot says besides its name. */
@@ -116,4 +138,14 @@ export interface ConvertOptions extends LongOptions, Omit<NewImageOptions, 'cach
   format?: 'raw' | 'qcow2';
   /** Whether every cluster of a qcow2 image is compressed that gets smaller by it. Default: `false`. */
   compress?: boolean;
+}
+
+/** A disk as a file that is made while it is read. The options besides the format are for `qcow2`. */
+export interface ExportOptions
+  extends LongOptions,
+    Pick<NewImageOptions, 'version' | 'clusterSize' | 'refcountBits' | 'extendedL2' | 'lazyRefcounts' | 'compressionType'> {
+  /** Default: `qcow2`; `raw` is what `stream()` gives. */
+  format?: 'raw' | 'qcow2';
+  /** Bytes in each chunk. Default: 1 MiB. */
+  chunkSize?: number;
 }

@@ -10,12 +10,6 @@ use crate::image::{EngineImage, JsResult};
 
 #[wasm_bindgen]
 impl EngineImage {
-    /// Whether it was opened for writing.
-    #[wasm_bindgen(getter)]
-    pub fn writable(&self) -> bool {
-        self.options.writable
-    }
-
     /// Writes `bytes` at `offset`. Given up half way, the range reads old or new, sector by sector.
     pub async fn write(&self, offset: u64, bytes: Vec<u8>, control: Control) -> JsResult<()> {
         let view = self.view();

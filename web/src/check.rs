@@ -1,6 +1,6 @@
-//! Checking and repairing, as qemu-img tells it in JSON and in words.
+//! Checking, as qemu-img tells it in JSON and in words.
 
-use oxcow::{CheckReport, Error, RepairMode, RepairReport, check, repair};
+use oxcow::{CheckReport, Error, RepairReport, check};
 use serde::Serialize;
 use wasm_bindgen::prelude::*;
 
@@ -33,9 +33,18 @@ fn is_zero(count: &u64) -> bool {
 const MOST_MESSAGES: usize = 1000;
 
 /// Keeps the first problems and passes on the progress.
-struct Watch<'a> {
+pub(crate) struct Watch<'a> {
     control: &'a Control,
     messages: Vec<String>,
+}
+
+impl<'a> Watch<'a> {
+    pub fn new(control: &'a Control) -> Self {
+        Self {
+            control,
+            messages: Vec::new(),
+        }
+    }
 }
 
 impl check::Watcher for Watch<'_> {
@@ -56,10 +65,7 @@ impl EngineImage {
     /// Checks the image's own file, changing nothing.
     pub async fn check(&self, control: Control) -> JsResult<JsValue> {
         let view = self.view();
-        let mut watch = Watch {
-            control: &control,
-            messages: Vec::new(),
-        };
+        let mut watch = Watch::new(&control);
         let found = match view.image.top().as_qcow2() {
             Some(qcow2) => control.run(check::check(qcow2, &mut watch)).await,
             None => Err(Error::Unsupported(
@@ -70,28 +76,13 @@ impl EngineImage {
             found: found.map_err(|error| to_record(&error))?,
             ..RepairReport::default()
         };
-        self.told(report, watch.messages)
-    }
-
-    /// Repairs leaks, or all that can be.
-    pub async fn repair(&self, leaks_only: bool, control: Control) -> JsResult<JsValue> {
-        let view = self.view();
-        let mut watch = Watch {
-            control: &control,
-            messages: Vec::new(),
-        };
-        let mode = match leaks_only {
-            true => RepairMode::Leaks,
-            false => RepairMode::All,
-        };
-        // Stopped between two tables only: given up in the middle of its switch, it would stop the image.
-        let report = repair::repair(&view.image, mode, &mut watch).await;
-        self.told(report.map_err(|error| to_record(&error))?, watch.messages)
+        self.told(report, watch)
     }
 }
 
 impl EngineImage {
-    fn told(&self, report: RepairReport, messages: Vec<String>) -> JsResult<JsValue> {
+    /// What was found, with the words that `watch` kept.
+    pub(crate) fn told(&self, report: RepairReport, watch: Watch<'_>) -> JsResult<JsValue> {
         let view = self.view();
         let top = view.image.top();
         Ok(to_js(&CheckResult {
@@ -100,7 +91,7 @@ impl EngineImage {
             report: report.found,
             leaks_fixed: report.leaks_fixed,
             corruptions_fixed: report.corruptions_fixed,
-            messages,
+            messages: watch.messages,
         })?)
     }
 }

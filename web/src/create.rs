@@ -61,7 +61,7 @@ fn unknown(option: &str, value: &str) -> Error {
 }
 
 impl JsCreateOptions {
-    fn options(&self) -> Result<CreateOptions> {
+    pub(crate) fn options(&self) -> Result<CreateOptions> {
         let defaults = CreateOptions::default();
         Ok(CreateOptions {
             size: self.size().unwrap_or(0),
@@ -91,6 +91,7 @@ impl JsCreateOptions {
             backing_format: self.backing_format(),
             data_file: self.data_file().map(|source| source.name()),
             data_file_raw: self.data_file_raw(),
+            ..defaults
         })
     }
 }

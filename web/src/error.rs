@@ -31,14 +31,20 @@ pub fn to_record(error: &Error) -> JsValue {
 
 fn code(error: &Error) -> &'static str {
     match error {
-        Error::Io { source, .. } => source
-            .get_ref()
-            .and_then(|inner| inner.downcast_ref::<SourceFailure>())
-            .and_then(SourceFailure::code)
-            .unwrap_or(match source.kind() {
-                io::ErrorKind::StorageFull => "no-space",
-                _ => "io",
-            }),
+        Error::Io { source, .. } => {
+            let inner = source.get_ref();
+            // What reads an image as a file has the image's own error.
+            if let Some(error) = inner.and_then(|inner| inner.downcast_ref::<Error>()) {
+                return code(error);
+            }
+            inner
+                .and_then(|inner| inner.downcast_ref::<SourceFailure>())
+                .and_then(SourceFailure::code)
+                .unwrap_or(match source.kind() {
+                    io::ErrorKind::StorageFull => "no-space",
+                    _ => "io",
+                })
+        }
         Error::NotThisFormat(_) => "not-this-format",
         Error::Unsupported(_) => "unsupported",
         Error::Corrupt { .. } => "corrupt",

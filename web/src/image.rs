@@ -13,6 +13,7 @@ use wasm_bindgen::prelude::*;
 use crate::ahead::Ahead;
 use crate::control::Control;
 use crate::error::to_record;
+#[cfg(feature = "write")]
 use crate::fill::Filling;
 use crate::overview::overview;
 use crate::resolve::JsResolver;
@@ -53,11 +54,12 @@ impl JsOpenOptions {
             // The caller has supplied the file by then, and what its content may name is asked for again.
             probe_backing: true,
             data_file: !self.ignore_data_file(),
-            writable: self.writable(),
+            writable: cfg!(feature = "write") && self.writable(),
             repair: self.repair(),
             cache_bytes: self
                 .cache_bytes()
                 .map_or(defaults.cache_bytes, |bytes| bytes as usize),
+            ..defaults
         })
     }
 }
@@ -96,6 +98,7 @@ pub struct EngineImage {
     /// Of an image that is a snapshot of another: keeps that from being deleted.
     _pin: Option<Pin>,
     /// The hydration that is under way.
+    #[cfg(feature = "write")]
     pub(crate) filling: RefCell<Option<Rc<Filling>>>,
 }
 
@@ -142,6 +145,7 @@ impl EngineImage {
             resolver,
             pins,
             _pin: pin,
+            #[cfg(feature = "write")]
             filling: RefCell::default(),
         }
     }
@@ -174,6 +178,12 @@ impl EngineImage {
             Self::open_file(file, options, JsResolver::new(Some(resolve))).await
         };
         control.run(opened).await.map_err(|error| to_record(&error))
+    }
+
+    /// Whether it was opened for writing.
+    #[wasm_bindgen(getter)]
+    pub fn writable(&self) -> bool {
+        self.options.writable
     }
 
     /// The size of the disk in bytes.

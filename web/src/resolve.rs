@@ -34,6 +34,7 @@ impl JsResolver {
     }
 
     /// The file of this role is known: `name` as the image called `base` gives it.
+    #[cfg(feature = "write")]
     pub fn knows(&self, role: Role, depth: usize, (base, name): (&str, &str), storage: WebStorage) {
         self.known.borrow_mut().push(Known {
             role,

@@ -7,7 +7,11 @@ use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 
+#[cfg(feature = "write")]
+use futures_util::future::LocalBoxFuture;
 use oxcow::Storage;
+#[cfg(feature = "write")]
+use oxcow::storage::Stretch;
 use oxcow::storage::WindowedStorage;
 use wasm_bindgen_futures::JsFuture;
 
@@ -34,6 +38,18 @@ enum Kind {
     /// Only of what is not written to: a write that was given up may land later than a window is fetched,
     /// and nobody would tell the window.
     Windowed(Rc<WindowedStorage<JsStorage>>),
+    /// An image as it was at one moment.
+    #[cfg(feature = "write")]
+    Past(Rc<dyn Past>),
+}
+
+/// What was at one moment, and is only read. By pointer: it contains images whose storage is this one.
+#[cfg(feature = "write")]
+pub trait Past: std::fmt::Debug {
+    fn size(&self) -> u64;
+    fn read<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> LocalBoxFuture<'a, io::Result<usize>>;
+    fn stretch(&self, offset: u64, max: u64) -> LocalBoxFuture<'_, io::Result<Stretch>>;
+    fn queue_depth(&self) -> usize;
 }
 
 impl WebStorage {
@@ -49,20 +65,35 @@ impl WebStorage {
         })
     }
 
-    fn object(&self) -> &JsStorage {
+    #[cfg(feature = "write")]
+    pub fn past(past: Rc<dyn Past>) -> Self {
+        Self(Kind::Past(past))
+    }
+
+    /// The object that answers; none where an image does.
+    fn object(&self) -> Option<&JsStorage> {
         match &self.0 {
-            Kind::Direct(storage) => storage,
-            Kind::Windowed(storage) => storage.inner(),
+            Kind::Direct(storage) => Some(storage),
+            Kind::Windowed(storage) => Some(storage.inner()),
+            #[cfg(feature = "write")]
+            Kind::Past(_) => None,
         }
+    }
+
+    fn writable(&self) -> io::Result<&JsStorage> {
+        let read_only = io::ErrorKind::ReadOnlyFilesystem;
+        self.object().ok_or_else(|| read_only.into())
     }
 
     /// Lets the event loop turn if that is due: reads that are answered at once, or from the cache, would
     /// otherwise keep a long operation from ever being stopped.
     async fn breathe(&self) {
         let now = js_sys::Date::now();
-        if now - LAST_TURN.get() > WORK_MS {
+        if let Some(object) = self.object()
+            && now - LAST_TURN.get() > WORK_MS
+        {
             // The promise is of this package's own and never rejects.
-            let _ = JsFuture::from(self.object().source.turn()).await;
+            let _ = JsFuture::from(object.source.turn()).await;
             LAST_TURN.set(js_sys::Date::now());
         }
     }
@@ -70,7 +101,12 @@ impl WebStorage {
 
 impl Storage for WebStorage {
     async fn len(&self) -> io::Result<u64> {
-        Ok(self.object().size())
+        match &self.0 {
+            Kind::Direct(storage) => Ok(storage.size()),
+            Kind::Windowed(storage) => Ok(storage.inner().size()),
+            #[cfg(feature = "write")]
+            Kind::Past(past) => Ok(past.size()),
+        }
     }
 
     async fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
@@ -78,26 +114,44 @@ impl Storage for WebStorage {
         match &self.0 {
             Kind::Direct(storage) => storage.read_at(offset, buf).await,
             Kind::Windowed(storage) => storage.read_at(offset, buf).await,
+            #[cfg(feature = "write")]
+            Kind::Past(past) => past.read(offset, buf).await,
         }
     }
 
     async fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.breathe().await;
-        self.object().write_at(offset, data).await
+        self.writable()?.write_at(offset, data).await
     }
 
     async fn set_len(&self, len: u64) -> io::Result<()> {
-        self.object().set_len(len).await
+        self.writable()?.set_len(len).await
     }
 
     async fn flush(&self) -> io::Result<()> {
-        self.object().flush().await
+        match self.object() {
+            Some(object) => object.flush().await,
+            None => Ok(()),
+        }
     }
 
     fn queue_depth(&self) -> usize {
         match &self.0 {
             Kind::Direct(storage) => storage.queue_depth(),
             Kind::Windowed(storage) => storage.queue_depth(),
+            #[cfg(feature = "write")]
+            Kind::Past(past) => past.queue_depth(),
+        }
+    }
+
+    #[cfg(feature = "write")]
+    async fn stretch_at(&self, offset: u64, max: u64) -> io::Result<Stretch> {
+        match &self.0 {
+            Kind::Past(past) => past.stretch(offset, max).await,
+            Kind::Direct(_) | Kind::Windowed(_) => Ok(Stretch {
+                length: max,
+                zero: false,
+            }),
         }
     }
 }

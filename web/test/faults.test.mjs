@@ -1,7 +1,7 @@
 // Storages that misbehave, and callers that change their minds: what the image is afterwards.
 
 import assert from 'node:assert/strict';
-import { writeFileSync } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
 import { setTimeout as wait } from 'node:timers/promises';
 
@@ -241,7 +241,7 @@ describe('callers that change their minds', skip, () => {
   test('a damaged image is repaired: leaks, or all', async () => {
     images.create('leaky.qcow2', '64M');
     images.io('leaky.qcow2', 'write -P 1 0 1M');
-    const bytes = Buffer.from((await import('node:fs')).readFileSync(images.path('leaky.qcow2')));
+    const bytes = readFileSync(images.path('leaky.qcow2'));
     // A refcount of 1 for a cluster behind the end that nothing refers to, and 0 for one that is in use.
     const table = Number(bytes.readBigUInt64BE(48));
     const block = Number(bytes.readBigUInt64BE(table));
@@ -264,5 +264,28 @@ describe('callers that change their minds', skip, () => {
       const disk = judged('repaired.qcow2', storage.bytes());
       assert.deepEqual([disk[0], disk[2 * MIB]], [1, 3]);
     }
+  });
+
+  test('an image that is marked as corrupt is not written to before it is repaired', async () => {
+    images.create('marked.qcow2', '1M');
+    images.io('marked.qcow2', 'write -P 1 0 64k');
+    const bytes = readFileSync(images.path('marked.qcow2'));
+    bytes[79] |= 2; // the incompatible feature "corrupt"
+    const storage = memoryStorage(bytes);
+    const reading = await engine.open(bytes);
+    assert.equal((await reading.read(0, 1))[0], 1);
+    await reading.close();
+    await assert.rejects(engine.open(storage, { writable: true }), {
+      code: 'corrupt',
+      message: 'Image is corrupt; cannot be opened read/write',
+      place: { structure: 'header' },
+    });
+    assert.deepEqual(Buffer.from(storage.bytes()), bytes);
+    const image = await engine.open(storage, { repair: true });
+    await image.repair('all');
+    await image.write(512, filled(512, 2));
+    await image.close();
+    const disk = judged('marked.qcow2', storage.bytes());
+    assert.deepEqual([disk[0], disk[512]], [1, 2]);
   });
 });

@@ -53,6 +53,7 @@ for (const [index, code] of EXAMPLES.entries()) {
       allowed: new Set(['base.qcow2']),
       storage: oxcow.memoryStorage(),
       somewhere: new WritableStream(),
+      elsewhere: new WritableStream(),
       signal: undefined,
       onProgress: () => {},
       console: { log() {} },

@@ -292,6 +292,159 @@ describe('overlays and copies', skip, () => {
     assert.deepEqual(judged('copy.qcow2'), before);
   });
 
+  test('a disk is streamed as a qcow2 file that qemu-img finds whole, of the size that is told', async () => {
+    images.create('parent.qcow2', '70M');
+    images.io('parent.qcow2', 'write -P 5 1M 3M', 'write -c -P 6 40M 128k');
+    images.create('child.qcow2', '71000064', '-b', 'parent.qcow2', '-F', 'qcow2');
+    images.io('child.qcow2', 'write -P 7 2M 10k', 'write -z 3M 64k', 'write -P 8 70999552 512');
+    const expected = images.raw('child.qcow2');
+    const image = await engine.open(fileSource(images.path('child.qcow2')), {
+      resolve: ({ name }) => fileSource(images.path(name)),
+    });
+    for (const [index, options] of [
+      {},
+      { clusterSize: 512, refcountBits: 64, chunkSize: 700_001 },
+      { clusterSize: 2 * MIB, extendedL2: true },
+      { version: '0.10', clusterSize: 4 * KIB, chunkSize: 64 * KIB },
+    ].entries()) {
+      const name = `export-${index}.qcow2`;
+      const told = [];
+      const stream = image.export({ ...options, onProgress: (done, total) => told.push([done, total]) });
+      const bytes = Buffer.from(await new Response(stream).arrayBuffer());
+      assert.ok(told.every(([, total]) => total === bytes.length) && told.at(-1)[0] === bytes.length, String(told.at(-1)));
+      writeFileSync(images.path(name), bytes);
+      assert.deepEqual(judged(name), expected);
+      images.img('compare', '-f', 'qcow2', '-F', 'qcow2', name, 'child.qcow2');
+      if (index === 0) assert.ok(bytes.length < 4 * MIB, `${bytes.length}: only what is stored`);
+    }
+    const raw = Buffer.from(await new Response(image.export({ format: 'raw' })).arrayBuffer());
+    assert.deepEqual(raw, expected);
+    await image.close();
+  });
+
+  test('an export reads only what is asked for, can be stopped, and fails with its image', async () => {
+    const image = await engine.open(pattern(40 * MIB, 1));
+    assert.throws(() => image.export({ format: 'vmdk' }), { code: 'unsupported' });
+    const reader = image.export().getReader();
+    assert.equal((await image.traffic()).bytes < MIB, true);
+    const { value } = await reader.read();
+    assert.deepEqual([...value.subarray(0, 4)], [...'QFI\xfb'].map((letter) => letter.charCodeAt(0)));
+    await reader.cancel();
+    assert.ok((await image.traffic()).bytes < 20 * MIB, 'the rest is not read');
+
+    const stop = new AbortController();
+    const stopped = image.export({ signal: stop.signal, onProgress: () => stop.abort() });
+    await assert.rejects(new Response(stopped).arrayBuffer(), { code: 'cancelled' });
+    await assert.rejects(new Response(image.export({ clusterSize: 1000 })).arrayBuffer(), { code: 'out-of-range' });
+
+    const left = image.export().getReader();
+    await left.read();
+    await image.close();
+    await assert.rejects(async () => {
+      while (!(await left.read()).done);
+    }, { code: 'closed' });
+  });
+
+  test('an image that is written to is exported as it was at one moment, by a view', async () => {
+    const storage = memoryStorage();
+    const image = await engine.create(storage, { size: 8 * MIB });
+    await image.write(0, pattern(4 * MIB, 1));
+    const before = Buffer.from(await image.read(0, 8 * MIB));
+    const view = await image.view();
+    const chunks = [];
+    for await (const chunk of view.export({ chunkSize: 256 * KIB })) {
+      chunks.push(chunk);
+      await image.write(chunks.length * 200 * KIB, pattern(200 * KIB, chunks.length));
+    }
+    await view.close();
+    await image.close();
+    writeFileSync(images.path('moment.qcow2'), Buffer.concat(chunks));
+    assert.deepEqual(judged('moment.qcow2'), before);
+  });
+
+  test('a view that is kept by copying leaves the image alone, of a raw disk, too', async () => {
+    for (const kind of ['raw', 'qcow2']) {
+      const storage = kind === 'raw' ? memoryStorage(pattern(4 * MIB, 1)) : memoryStorage();
+      const image =
+        kind === 'raw'
+          ? await engine.open(storage, { writable: true, format: 'raw' })
+          : await engine.create(storage, { size: 4 * MIB });
+      if (kind === 'qcow2') await image.write(0, pattern(3 * MIB, 1));
+      const before = Buffer.from(await image.read(0, 4 * MIB));
+      const copies = memoryStorage();
+      const view = await image.view({ copies });
+      assert.deepEqual([view.writable, view.virtualSize], [false, 4 * MIB]);
+      const target = memoryStorage();
+      const [chunks] = await Promise.all([
+        (async () => {
+          const chunks = [];
+          for await (const chunk of view.stream({ chunkSize: 100 * KIB })) chunks.push(chunk);
+          return Buffer.concat(chunks);
+        })(),
+        view.convert(target, { format: 'qcow2' }),
+        (async () => {
+          for (let at = 0; at < 30; at += 1) await image.write(at * 50 * KIB + 7, pattern(50 * KIB, at + 9));
+          await image.writeZeroes(2 * MIB, MIB);
+        })(),
+      ]);
+      assert.ok(chunks.equals(before), kind);
+      assert.ok(Buffer.from(await view.read(0, 4 * MIB)).equals(before), kind);
+      assert.ok(copies.size > 0);
+      await assert.rejects(image.view({ copies }), { code: 'refused' });
+      if (kind === 'qcow2') {
+        assert.deepEqual(await image.snapshots(), []);
+        assert.ok((await view.map()).extents.some(({ zero }) => zero), 'what the image does not store is known to be zeros');
+      }
+      await assert.rejects(view.write(0, new Uint8Array(1)), { code: 'read-only' });
+      await view.close();
+
+      // Nothing is copied for a view that has ended.
+      const { written } = await image.traffic();
+      await image.write(3 * MIB, pattern(KIB, 5));
+      assert.ok((await image.traffic()).written - written < 512 * KIB);
+      const left = await image.view({ copies, overwrite: true });
+      await image.close();
+      await assert.rejects(left.read(0, 1), { code: 'closed' });
+      writeFileSync(images.path('fleeced.qcow2'), target.bytes());
+      assert.deepEqual(judged('fleeced.qcow2'), before);
+    }
+  });
+
+  test('where a copy cannot be made, the write fails or the view breaks, as was wished', async () => {
+    const full = () => {
+      const memory = memoryStorage();
+      return Object.assign(memory, {
+        write: () => {
+          throw new DOMException('no room', 'QuotaExceededError');
+        },
+      });
+    };
+    const image = await engine.create(memoryStorage(), { size: MIB });
+    await image.write(0, pattern(MIB, 1));
+    await assert.rejects(image.view({ copies: memoryStorage(), onError: 'ignore' }), { code: 'out-of-range' });
+    const strict = await image.view({ copies: full() });
+    await assert.rejects(image.write(0, pattern(512, 2)), { code: 'no-space' });
+    assert.deepEqual(await strict.read(0, MIB), pattern(MIB, 1));
+    await strict.close();
+    const loose = await image.view({ copies: full(), onError: 'break-view' });
+    assert.deepEqual(await loose.read(0, 512), pattern(MIB, 1).slice(0, 512));
+    await image.write(0, pattern(512, 2));
+    await assert.rejects(loose.read(MIB / 2, 512), { code: 'stopped' });
+    await loose.close();
+
+    const slow = slowStorage();
+    const view = await image.view({ copies: slow, timeout: 20 });
+    let answer;
+    slow.write = () => new Promise((resolve) => (answer = resolve));
+    await assert.rejects(image.write(0, pattern(512, 3)), { code: 'io' });
+    assert.deepEqual(await view.read(0, 512), pattern(512, 2));
+    // It waits for what is left of the copy: a write is never taken back.
+    const closing = view.close();
+    answer();
+    await closing;
+    await image.close();
+  });
+
   test('raw and qcow2 copies are qemu-img\'s disk; nothing is written over unasked', async () => {
     images.create('convert.qcow2', '70M');
     images.io('convert.qcow2', 'write -P 5 1M 3M', 'write -P 6 69M 64k');

@@ -177,6 +177,52 @@ export const base = css`
     margin: 0;
   }
 
+  /* Fields in a line, with the button that they are for. */
+  .fields {
+    display: flex;
+    flex-wrap: wrap;
+    align-items: end;
+    gap: 0.5rem 0.75rem;
+  }
+
+  .fields label {
+    display: grid;
+    gap: 0.2rem;
+    font-size: 0.8125rem;
+    color: var(--muted);
+  }
+
+  .wrong {
+    color: var(--danger);
+    font-size: 0.8125rem;
+  }
+
+  fieldset {
+    display: grid;
+    gap: 0.625rem;
+    margin: 0;
+    padding: 0;
+    border: 0;
+  }
+
+  .choice {
+    display: grid;
+    grid-template-columns: auto 1fr;
+    gap: 0.125rem 0.625rem;
+    font-size: 0.875rem;
+    cursor: pointer;
+  }
+
+  .choice input {
+    margin-top: 0.15rem;
+  }
+
+  .choice small {
+    grid-column: 2;
+    color: var(--muted);
+    font-size: 0.8125rem;
+  }
+
   :focus-visible {
     outline: 2px solid var(--accent);
     outline-offset: 2px;

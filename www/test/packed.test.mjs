@@ -166,7 +166,9 @@ describe('the packed package', () => {
       outdir: 'dist',
       logLevel: 'warning',
     });
-    await cp(join(path, 'node_modules/oxcow/dist/wasm/oxcow_web_bg.wasm'), join(path, 'dist/wasm/oxcow_web_bg.wasm'));
+    for (const name of ['oxcow_reader_bg.wasm', 'oxcow_web_bg.wasm']) {
+      await cp(join(path, 'node_modules/oxcow/dist/wasm', name), join(path, 'dist/wasm', name));
+    }
     await writeFile(join(path, 'dist/index.html'), PAGE('./main.js'));
     assert.deepEqual(await inBrowser(join(path, 'dist')), EXPECTED);
   });

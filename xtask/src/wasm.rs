@@ -48,20 +48,51 @@ pub fn fast_cli() -> Result<PathBuf> {
     Ok(target_dir()?.join("release").join(name))
 }
 
-/// The npm package: web/dist, with the wasm module and its glue in web/dist/wasm.
+/// A WebAssembly module of the npm package.
+struct WebModule {
+    /// Of its files.
+    name: &'static str,
+    profile: &'static str,
+    features: &'static [&'static str],
+}
+
+/// What is needed to open an image, which a page loads first, and what can everything.
+const WEB_MODULES: [WebModule; 2] = [
+    WebModule {
+        name: "oxcow_reader",
+        profile: "web-reader",
+        features: &["--no-default-features"],
+    },
+    WebModule {
+        name: "oxcow_web",
+        profile: "web",
+        features: &[],
+    },
+];
+
+/// The npm package: web/dist, with the wasm modules and their glue in web/dist/wasm.
 pub fn package() -> Result<()> {
     setup::rust_target(WEB_TARGET)?;
     setup::npm_packages("web")?;
-    build(&[
-        "--profile",
-        "web",
-        "--target",
-        WEB_TARGET,
-        "-p",
-        "oxcow-web",
-    ])?;
-    let module = target_dir()?.join(WEB_TARGET).join("web/oxcow_web.wasm");
-    bindings(&module, &root().join("web/dist/wasm"))?;
+    for WebModule {
+        name,
+        profile,
+        features,
+    } in WEB_MODULES
+    {
+        let args = [
+            "--profile",
+            profile,
+            "--target",
+            WEB_TARGET,
+            "-p",
+            "oxcow-web",
+        ];
+        build(&[args.as_slice(), features].concat())?;
+        let built = target_dir()?.join(WEB_TARGET).join(profile);
+        let out = root().join("web/dist/wasm");
+        bindings(&built.join("oxcow_web.wasm"), &out, name)?;
+    }
     run_quietly(npm("web").args(["run", "build"]))
 }
 
@@ -108,11 +139,11 @@ fn build(args: &[&str]) -> Result<()> {
 }
 
 /// The JavaScript glue of a web module, and the module made smaller; nothing if it has not changed.
-fn bindings(module: &Path, out: &Path) -> Result<()> {
+fn bindings(module: &Path, out: &Path, name: &str) -> Result<()> {
     let mut hasher = DefaultHasher::new();
     std::fs::read(module)?.hash(&mut hasher);
     let made_from = format!("{:016x}", hasher.finish());
-    let stamp = out.join(".made-from");
+    let stamp = out.join(format!(".made-from-{name}"));
     if std::fs::read_to_string(&stamp).is_ok_and(|have| have == made_from) {
         return Ok(());
     }
@@ -135,9 +166,10 @@ fn bindings(module: &Path, out: &Path) -> Result<()> {
             "xtask-bindgen",
             "--",
         ])
-        .args([module, out]))?;
+        .args([module, out])
+        .arg(name))?;
 
-    let glued = out.join("oxcow_web_bg.wasm");
+    let glued = out.join(format!("{name}_bg.wasm"));
     eprintln!("optimising {}", glued.display());
     run(Command::new("node")
         .arg(root().join("web/node_modules/binaryen/bin/wasm-opt"))

@@ -1,7 +1,7 @@
 //! The view as a storage.
 
 use std::io;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::rc::Rc;
 
 use crate::error::{Error, Result};
@@ -13,12 +13,12 @@ use crate::storage::{Storage, Stretch};
 use crate::units::GuestOffset;
 
 /// The bytes of a disk as they were at one moment: a storage that takes no writes.
-pub struct FleecedDisk<'a, S, T> {
-    active: &'a Image<S>,
+pub struct FleecedDisk<A, T> {
+    active: A,
     copies: Rc<Copies<T>>,
 }
 
-impl<S, T> std::fmt::Debug for FleecedDisk<'_, S, T> {
+impl<A, T> std::fmt::Debug for FleecedDisk<A, T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("FleecedDisk")
             .field("size", &self.copies.granules.size())
@@ -26,8 +26,13 @@ impl<S, T> std::fmt::Debug for FleecedDisk<'_, S, T> {
     }
 }
 
-impl<'a, S: Storage, T: Storage> FleecedDisk<'a, S, T> {
-    pub(super) fn new(active: &'a Image<S>, copies: Rc<Copies<T>>) -> Self {
+impl<A, S, T> FleecedDisk<A, T>
+where
+    A: Deref<Target = Image<S>>,
+    S: Storage,
+    T: Storage,
+{
+    pub(super) fn new(active: A, copies: Rc<Copies<T>>) -> Self {
         Self { active, copies }
     }
 
@@ -100,7 +105,12 @@ impl<'a, S: Storage, T: Storage> FleecedDisk<'a, S, T> {
     }
 }
 
-impl<S: Storage, T: Storage> Storage for FleecedDisk<'_, S, T> {
+impl<A, S, T> Storage for FleecedDisk<A, T>
+where
+    A: Deref<Target = Image<S>>,
+    S: Storage,
+    T: Storage,
+{
     async fn len(&self) -> io::Result<u64> {
         Ok(self.copies.granules.size())
     }

@@ -46,7 +46,8 @@ mod tests;
 pub use disk::FleecedDisk;
 
 use std::fmt;
-use std::ops::Range;
+use std::marker::PhantomData;
+use std::ops::{Deref, Range};
 use std::rc::Rc;
 
 use futures_util::future::LocalBoxFuture;
@@ -105,15 +106,29 @@ pub struct FleeceProgress {
 }
 
 /// A point-in-time view of `S`'s image whose copies go into `T`'s. It ends when it is dropped.
-pub struct Fleece<'a, S: Storage, T: Storage + 'static> {
-    active: &'a Image<S>,
+pub type Fleece<'a, S, T> = FleeceOf<&'a Image<S>, S, T>;
+
+/// A [`Fleece`] that holds the image as `A` does: a reference, or an [`Rc`] where the view is to live by itself.
+pub struct FleeceOf<A, S, T>
+where
+    A: Deref<Target = Image<S>>,
+    S: Storage,
+    T: Storage + 'static,
+{
+    active: A,
     copies: Rc<Copies<T>>,
+    _storage: PhantomData<fn() -> S>,
 }
 
-impl<S: Storage, T: Storage> fmt::Debug for Fleece<'_, S, T> {
+impl<A, S, T> fmt::Debug for FleeceOf<A, S, T>
+where
+    A: Deref<Target = Image<S>>,
+    S: Storage,
+    T: Storage,
+{
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Fleece")
-            .field("progress", &self.progress())
+            .field("progress", &self.copies.granules.progress())
             .finish_non_exhaustive()
     }
 }
@@ -135,27 +150,7 @@ impl<S: Storage> Image<S> {
         target: Image<T>,
         options: FleeceOptions,
     ) -> Result<Fleece<'_, S, T>> {
-        target.check_writable()?;
-        let own = granule(self).max(granule(&target));
-        // Every change that has begun is over: this is the moment.
-        let Some(held) = self.hold_all().await? else {
-            return Err(Error::Refused("Image is read-only".into()));
-        };
-        let size = self.virtual_size();
-        if target.virtual_size() < size {
-            let what = format!(
-                "The target of {} bytes is smaller than the disk of {size} bytes",
-                target.virtual_size()
-            );
-            return Err(Error::OutOfRange(what.into()));
-        }
-        let copies = Rc::new(Copies::new(target, size, own, options));
-        self.add_watcher(copies.clone());
-        drop(held);
-        Ok(Fleece {
-            active: self,
-            copies,
-        })
+        FleeceOf::begin(self, target, options).await
     }
 }
 
@@ -169,11 +164,46 @@ fn granule<S: Storage>(image: &Image<S>) -> u64 {
     }
 }
 
-impl<'a, S: Storage, T: Storage> Fleece<'a, S, T> {
+impl<A, S, T> FleeceOf<A, S, T>
+where
+    A: Deref<Target = Image<S>> + Clone,
+    S: Storage,
+    T: Storage + 'static,
+{
+    /// What [`Image::fleece`] does, for an image that is held in another way.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Image::fleece`].
+    pub async fn begin(active: A, target: Image<T>, options: FleeceOptions) -> Result<Self> {
+        target.check_writable()?;
+        let own = granule(&*active).max(granule(&target));
+        // Every change that has begun is over: this is the moment.
+        let Some(held) = active.hold_all().await? else {
+            return Err(Error::Refused("Image is read-only".into()));
+        };
+        let size = active.virtual_size();
+        if target.virtual_size() < size {
+            let what = format!(
+                "The target of {} bytes is smaller than the disk of {size} bytes",
+                target.virtual_size()
+            );
+            return Err(Error::OutOfRange(what.into()));
+        }
+        let copies = Rc::new(Copies::new(target, size, own, options));
+        active.add_watcher(copies.clone());
+        drop(held);
+        Ok(Self {
+            active,
+            copies,
+            _storage: PhantomData,
+        })
+    }
+
     /// The view as a disk of its own.
     #[must_use]
-    pub fn disk(&self) -> FleecedDisk<'a, S, T> {
-        FleecedDisk::new(self.active, self.copies.clone())
+    pub fn disk(&self) -> FleecedDisk<A, T> {
+        FleecedDisk::new(self.active.clone(), self.copies.clone())
     }
 
     /// The view as an image: raw, and read-only.
@@ -181,7 +211,7 @@ impl<'a, S: Storage, T: Storage> Fleece<'a, S, T> {
     /// # Errors
     ///
     /// None that a view could run into.
-    pub async fn image(&self) -> Result<Image<FleecedDisk<'a, S, T>>> {
+    pub async fn image(&self) -> Result<Image<FleecedDisk<A, T>>> {
         let file = File {
             storage: self.disk(),
             name: "view".into(),
@@ -229,7 +259,12 @@ impl<'a, S: Storage, T: Storage> Fleece<'a, S, T> {
     }
 }
 
-impl<S: Storage, T: Storage + 'static> Drop for Fleece<'_, S, T> {
+impl<A, S, T> Drop for FleeceOf<A, S, T>
+where
+    A: Deref<Target = Image<S>>,
+    S: Storage,
+    T: Storage + 'static,
+{
     fn drop(&mut self) {
         let copies: Rc<dyn BeforeChange> = self.copies.clone();
         self.active.remove_watcher(&copies);

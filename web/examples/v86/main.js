@@ -10,7 +10,7 @@ const { V86 } = await import(`${v86}libv86.mjs`);
 const engine = await start();
 
 const form = document.querySelector('form');
-const { bios, vgaBios, boot, disk, start: startButton, snapshot, stop, download } = form.elements;
+const { bios, vgaBios, boot, disk, address, start: startButton, snapshot, stop, retry, download } = form.elements;
 const screen = document.querySelector('#screen');
 const overlay = 'v86/overlay.qcow2';
 let machine;
@@ -36,11 +36,12 @@ async function openOverlay(base) {
 
 async function startMachine() {
   const onError = ({ error }) => {
-    // The guest waits for its disk; disk.retry() has it go on, for instance when there is room again.
+    // The guest waits for its disk, until there is room again, or the server answers.
     say(`${error.message} (${error.code})`);
+    retry.disabled = false;
   };
   const hda = v86Disk(await engine.open(boot.files[0]), { onError });
-  const hdb = v86Disk(await openOverlay(disk.files[0]), { onError });
+  const hdb = v86Disk(await openOverlay(disk.files[0] ?? { url: address.value }), { onError });
   const emulator = new V86({
     wasm_path: `${v86}v86.wasm`,
     bios: { buffer: await bios.files[0].arrayBuffer() },
@@ -70,6 +71,18 @@ snapshot.addEventListener('click', () => {
     screen.focus();
     say(`snapshot ${id}: ${name}`);
   });
+});
+
+retry.addEventListener('click', () => {
+  retry.disabled = true;
+  for (const disk of [machine.hda, machine.hdb]) disk.retry();
+  screen.focus();
+  say('running');
+});
+
+// Of the two ways to give the disk one is enough.
+form.addEventListener('input', () => {
+  disk.required = address.value === '';
 });
 
 stop.addEventListener('click', () => {

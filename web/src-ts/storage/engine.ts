@@ -2,7 +2,7 @@
 
 import { OxcowError } from '../errors.js';
 import type { CustomSource, Traffic, WindowOptions } from '../types.js';
-import type { EngineSource } from '../wasm/oxcow_web.js';
+import type { EngineSource } from '../wasm/oxcow_reader.js';
 import type { CustomStorage } from './types.js';
 
 /** A source or a storage as the engine takes it, and the end of it. */

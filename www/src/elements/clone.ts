@@ -14,26 +14,14 @@ export class Clone extends LitElement {
   static override styles = [
     base,
     css`
-      form {
-        display: grid;
-        grid-template-columns: minmax(0, 1fr) auto;
-        align-items: end;
-        gap: 0.5rem 0.75rem;
-      }
       label {
-        display: grid;
-        gap: 0.2rem;
-        font-size: 0.8125rem;
-        color: var(--muted);
+        flex: 1 1 12rem;
+        min-width: 0;
       }
       input {
         width: 100%;
         min-width: 0;
         font-family: var(--mono);
-      }
-      .wrong {
-        color: var(--danger);
-        font-size: 0.875rem;
       }
     `,
   ];
@@ -51,7 +39,7 @@ export class Clone extends LitElement {
         The clone can be used at once and fills itself in the background; it goes on whenever this page is open. The page may ask only
         the server that it comes from (<code class="name">${location.host}</code>): that is what keeps your disks in this tab.
       </p>
-      <form @submit=${this.#submit} novalidate>
+      <form class="fields" @submit=${this.#submit} novalidate>
         <label
           >Address of a qcow2 or raw image
           <input

@@ -63,27 +63,6 @@ export class Dialog extends LitElement {
         background: var(--danger);
         filter: brightness(1.08);
       }
-      fieldset {
-        display: grid;
-        gap: 0.75rem;
-        margin: 0;
-        padding: 0;
-        border: 0;
-      }
-      .choice {
-        display: grid;
-        grid-template-columns: auto 1fr;
-        gap: 0.125rem 0.625rem;
-        cursor: pointer;
-      }
-      .choice input {
-        margin-top: 0.15rem;
-      }
-      .choice small {
-        grid-column: 2;
-        color: var(--muted);
-        font-size: 0.8125rem;
-      }
       .field {
         display: grid;
         gap: 0.25rem;

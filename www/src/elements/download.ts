@@ -1,7 +1,7 @@
 // <ox-download>: saves the disk: as raw bytes while they are read, or as a qcow2 image of its own.
 
 import { opfs, type DiskImage } from 'oxcow';
-import { css, html, LitElement, nothing, type PropertyValues, type TemplateResult } from 'lit';
+import { html, LitElement, nothing, type PropertyValues, type TemplateResult } from 'lit';
 
 import { icons } from '../icons.js';
 import { saveFile, saveRaw } from '../save.js';
@@ -42,31 +42,7 @@ export class Download extends LitElement {
 
   #task = new Task(this);
 
-  static override styles = [
-    base,
-    css`
-      fieldset {
-        display: grid;
-        gap: 0.5rem;
-        margin: 0;
-        padding: 0;
-        border: 0;
-      }
-      .choice {
-        display: grid;
-        grid-template-columns: auto 1fr;
-        gap: 0 0.625rem;
-        font-size: 0.875rem;
-        cursor: pointer;
-      }
-      .choice input {
-        margin-top: 0.15rem;
-      }
-      .choice small {
-        grid-column: 2;
-      }
-    `,
-  ];
+  static override styles = base;
 
   constructor() {
     super();

@@ -31,18 +31,8 @@ export class HexView extends LitElement {
   static override styles = [
     base,
     css`
-      form {
-        display: flex;
-        flex-wrap: wrap;
-        align-items: end;
-        gap: 0.5rem 0.75rem;
+      .fields {
         margin-bottom: 0.75rem;
-      }
-      label {
-        display: grid;
-        gap: 0.15rem;
-        font-size: 0.8125rem;
-        color: var(--muted);
       }
       input {
         width: 12rem;
@@ -80,8 +70,6 @@ export class HexView extends LitElement {
         color: var(--muted);
       }
       .wrong {
-        color: var(--danger);
-        font-size: 0.8125rem;
         margin: -0.375rem 0 0.75rem;
       }
       p.where {
@@ -118,7 +106,7 @@ export class HexView extends LitElement {
     const offset = this._offset;
     const last = this.#size > 0n ? ((this.#size - 1n) / SECTOR) * SECTOR : 0n;
     return html`
-      <form @submit=${this.#submit} novalidate>
+      <form class="fields" @submit=${this.#submit} novalidate>
         <label
           >Offset on the disk
           <input type="text" name="offset" .value=${hex(offset)} spellcheck="false" autocomplete="off" aria-describedby="forms ${this._wrong ? 'wrong' : ''}" aria-invalid=${this._wrong ? 'true' : 'false'} />

@@ -17,25 +17,9 @@ export class Resize extends LitElement {
   static override styles = [
     base,
     css`
-      form {
-        display: flex;
-        flex-wrap: wrap;
-        align-items: end;
-        gap: 0.5rem 0.75rem;
-      }
-      label {
-        display: grid;
-        gap: 0.2rem;
-        font-size: 0.8125rem;
-        color: var(--muted);
-      }
       input {
         width: 9rem;
         font-family: var(--mono);
-      }
-      .wrong {
-        color: var(--danger);
-        font-size: 0.8125rem;
       }
     `,
   ];
@@ -51,7 +35,7 @@ export class Resize extends LitElement {
     const now = this.session.base?.virtualSize ?? 0;
     return html`<div class="stack">
       <p class="small muted number">The disk has ${size(now)} (${exact(now)}). What is inside of it has to be told by the machine that uses it.</p>
-      <form @submit=${this.#submit} novalidate>
+      <form class="fields" @submit=${this.#submit} novalidate>
         <label
           >New size
           <input type="text" name="size" placeholder="20 GiB" spellcheck="false" autocomplete="off" aria-describedby="wrong" aria-invalid=${this._wrong ? 'true' : 'false'} />

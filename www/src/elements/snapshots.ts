@@ -89,23 +89,11 @@ export class Snapshots extends LitElement {
         border-inline-start: 1.5px solid var(--line);
         margin-inline-start: 0.5rem;
       }
-      .take {
-        display: flex;
-        flex-wrap: wrap;
-        align-items: end;
-        gap: 0.5rem 0.75rem;
+      .fields {
         margin-top: 0.875rem;
       }
-      .take label {
-        display: grid;
-        gap: 0.2rem;
+      .fields label {
         flex: 0 1 18rem;
-        font-size: 0.8125rem;
-        color: var(--muted);
-      }
-      .wrong {
-        color: var(--danger);
-        font-size: 0.8125rem;
       }
     `,
   ];
@@ -122,7 +110,7 @@ export class Snapshots extends LitElement {
       </p>
       ${this.snapshots.length || !this.writable ? this.#table() : nothing}
       ${this.writable
-        ? html`<form class="take" @submit=${this.#create} novalidate>
+        ? html`<form class="fields" @submit=${this.#create} novalidate>
               <label>Name of a new snapshot <input type="text" name="name" maxlength="255" autocomplete="off" aria-describedby="wrong" aria-invalid=${this._wrong ? 'true' : 'false'} /></label>
               <button type="submit" class="primary" ?disabled=${this.#task.running}>Take a snapshot…</button>
             </form>
