@@ -1,11 +1,12 @@
 //! What is known about one file of a chain: the report of `qemu-img info`.
 
-use crate::error::{Error, Result};
+use crate::crypto::{LuksHeader, LuksInfo};
+use crate::error::Result;
 use crate::image::{Layer, Qcow2};
-use crate::luks::{self, LuksInfo};
 use crate::probe::Format;
 use crate::qcow2::{Autoclear, Compatible, Encryption, Incompatible, Version};
-use crate::storage::{Storage, read_padded};
+use crate::raw::Raw;
+use crate::storage::Storage;
 use crate::units::SECTOR;
 
 /// One image file. Field names are those of `qemu-img info --output=json`.
@@ -103,6 +104,8 @@ pub struct SnapshotInfo {
 pub enum FormatSpecific {
     /// qcow2.
     Qcow2(Box<Qcow2Info>),
+    /// LUKS, version 1.
+    Luks(Box<LuksInfo>),
     /// A plain file, about which there is nothing more to say.
     File {},
 }
@@ -181,13 +184,21 @@ pub enum EncryptInfo {
 /// As for reading the image: a bitmap directory or an encryption header that cannot be.
 pub async fn info<S: Storage>(layer: &Layer<S>) -> Result<ImageInfo> {
     match layer {
-        Layer::Raw(raw) => Ok(plain(
-            Format::Raw.name(),
-            &raw.file().name,
-            raw.file_len(),
-            true,
-        )),
+        Layer::Raw(raw) => Ok(raw_info(raw)),
         Layer::Qcow2(qcow2) => qcow2_info(qcow2).await,
+    }
+}
+
+fn raw_info<S: Storage>(raw: &Raw<S>) -> ImageInfo {
+    let name = &raw.file().name;
+    let Some(header) = raw.luks_header() else {
+        return plain(Format::Raw.name(), name, raw.file_len(), true);
+    };
+    ImageInfo {
+        virtual_size: raw.virtual_size(),
+        format_specific: Some(FormatSpecific::Luks(Box::new(LuksInfo::of(header)))),
+        encrypted: true,
+        ..plain(Format::Luks.name(), name, raw.file_len(), true)
     }
 }
 
@@ -301,20 +312,9 @@ async fn encrypt_info<S: Storage>(image: &Qcow2<S>) -> Result<Option<EncryptInfo
         Encryption::None => Ok(None),
         Encryption::Aes => Ok(Some(EncryptInfo::Aes {})),
         Encryption::Luks => {
-            let Some(crypto) = image.extensions().crypto else {
-                return Err(Error::Unsupported(
-                    "The encryption header pointer is missing".into(),
-                ));
-            };
-            let mut bytes = vec![0; luks::HEADER_BYTES];
-            read_padded(&image.file().storage, crypto.offset.0, &mut bytes)
-                .await
-                .map_err(|error| {
-                    Error::io("Could not read encryption header", crypto.offset.0, error)
-                })?;
-            LuksInfo::parse(&bytes, crypto.offset.0)
-                .map(EncryptInfo::Luks)
-                .map(Some)
+            let area = image.encryption_area()?;
+            let header = LuksHeader::read(&image.file().storage, area).await?;
+            Ok(Some(EncryptInfo::Luks(LuksInfo::of(&header))))
         }
     }
 }

@@ -24,21 +24,23 @@
 pub mod chain;
 pub mod check;
 mod codec;
+pub mod commit;
 pub mod compare;
 pub mod convert;
 pub mod create;
+pub mod crypto;
 pub mod error;
 pub mod fleece;
 pub mod hydrate;
 pub mod image;
 pub mod info;
 pub mod inspect;
-mod luks;
 pub mod map;
 pub mod measure;
 pub mod probe;
 pub mod qcow2;
 pub mod raw;
+pub mod rebase;
 pub mod repair;
 pub mod storage;
 pub mod units;
@@ -48,8 +50,8 @@ pub use chain::{DenyAll, File, Resolver, Wanted};
 pub use check::{CheckOptions, CheckReport};
 pub use error::{Error, Place, Result, Role, Structure};
 pub use image::{
-    Backing, BackingName, Extent, ExtentKind, Image, IoCounts, Layer, NewSnapshot, OpenOptions,
-    Preallocation, Qcow2, ResizeOptions, ZeroMode,
+    AmendOptions, Backing, BackingName, Extent, ExtentKind, Image, Instead, IoCounts, Layer,
+    NewSnapshot, OpenOptions, Preallocation, Qcow2, ResizeOptions, ZeroMode,
 };
 pub use probe::Format;
 pub use raw::Raw;

@@ -131,7 +131,7 @@ fn with_data(size: u64, data: u64, target: &Qcow2Target) -> Result<Measured> {
 }
 
 /// The clusters of refcount blocks and table that describe `described` clusters and themselves.
-fn refcount_clusters(described: u64, cluster: ClusterSize, width: RefcountWidth) -> u64 {
+pub(crate) fn refcount_clusters(described: u64, cluster: ClusterSize, width: RefcountWidth) -> u64 {
     let per_block = width.entries_per_block(cluster);
     let mut own = 0;
     loop {

@@ -19,6 +19,8 @@ pub enum Format {
     Raw,
     /// qcow2 version 2 or 3.
     Qcow2,
+    /// A disk that is encrypted as a whole: LUKS version 1.
+    Luks,
 }
 
 impl Format {
@@ -28,6 +30,7 @@ impl Format {
         match self {
             Self::Raw => "raw",
             Self::Qcow2 => "qcow2",
+            Self::Luks => "luks",
         }
     }
 }
@@ -45,6 +48,7 @@ impl FromStr for Format {
         match name {
             "raw" => Ok(Self::Raw),
             "qcow2" => Ok(Self::Qcow2),
+            "luks" => Ok(Self::Luks),
             other => Err(Error::Unsupported(
                 format!("Unknown driver '{other}'").into(),
             )),
@@ -95,6 +99,9 @@ pub fn probe(start: &[u8]) -> Probed {
             _ => Probed::Known(Format::Qcow2),
         };
     }
+    if is(b"LUKS\xba\xbe\0\x01") {
+        return Probed::Known(Format::Luks);
+    }
     let foreign = if is(b"QED\0") {
         Some("qed")
     } else if is(b"KDMV") || is(b"COWD") || is_vmdk_text(start) {
@@ -105,8 +112,6 @@ pub fn probe(start: &[u8]) -> Probed {
         Some("vhdx")
     } else if is(b"conectix") {
         Some("vpc")
-    } else if is(b"LUKS\xba\xbe\0\x01") {
-        Some("luks")
     } else if (is(b"WithoutFreeSpace") || is(b"WithouFreSpacExt")) && le32(start, 16) == 2 {
         Some("parallels")
     } else if is_bochs(start) {

@@ -339,7 +339,7 @@ fn summary(
         .collect();
     json!({
         "command": format!("cargo xtask crash {}", args.join(" ")),
-        "operations": Op::ALL.len(),
+        "operations": Op::ALL.len() + Op::WHOLE.len(),
         "longest script": campaign.length,
         "continues from one image in": campaign.continue_one_in,
         "kills one script in": campaign.kill_one_in,

@@ -9,6 +9,8 @@ pub enum Suite {
     Crash,
     /// `tests/tests/schedules/mutants.rs`.
     Schedules,
+    /// `tests/tests/key_slots.rs`.
+    Keys,
 }
 
 /// The one suite that must catch the engine without `point`.
@@ -21,6 +23,7 @@ pub fn suite(point: OrderingPoint) -> Suite {
         | OrderingPoint::DrainBeforeOverwrite
         | OrderingPoint::RecheckAtLink
         | OrderingPoint::CommitBeforeDetach => Suite::Schedules,
+        OrderingPoint::KeyBeforeSlot | OrderingPoint::SlotBeforeErase => Suite::Keys,
         // Whatever is added is the crash simulator's until it is named here.
         _ => Suite::Crash,
     }

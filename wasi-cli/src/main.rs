@@ -5,13 +5,16 @@ mod clock;
 mod cmd;
 mod console;
 mod date;
+mod encrypt;
 mod failure;
 mod file;
 mod json;
 mod name;
+mod node;
 mod open;
 mod progress;
 mod scratch;
+mod secret;
 mod size;
 
 use std::process::ExitCode;

@@ -6,6 +6,9 @@
 
 use serde_json::Value;
 
+use crate::node::Node;
+use crate::secret::{self, KeySecret};
+
 /// An image file as it was named.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Name {
@@ -21,10 +24,16 @@ pub struct Name {
     pub read_only: Option<bool>,
     /// Whether the name says that others may have the image open, whatever they do with it.
     pub force_share: bool,
+    /// The secrets that encrypted images of the chain are opened with.
+    pub keys: Vec<KeySecret>,
+    /// What it says beyond that.
+    pub node: Node,
+    /// The options that it consists of, if it does.
+    pub options: Options,
 }
 
 /// Dotted option names and their values, in order.
-type Options = Vec<(String, String)>;
+pub type Options = Vec<(String, String)>;
 
 /// Options that change how a file is cached, locked or scheduled, which has no meaning here.
 const WITHOUT_MEANING: &[&str] = &[
@@ -39,18 +48,6 @@ const WITHOUT_MEANING: &[&str] = &[
     "locking",
     "aio",
     "aio-max-batch",
-    "lazy-refcounts",
-    "pass-discard-request",
-    "pass-discard-snapshot",
-    "pass-discard-other",
-    "discard-no-unref",
-    "overlap-check",
-    "overlap-check.template",
-    "cache-size",
-    "l2-cache-size",
-    "l2-cache-entry-size",
-    "refcount-cache-size",
-    "cache-clean-interval",
 ];
 
 /// Whether an option has no effect here and may be given.
@@ -73,6 +70,9 @@ impl Name {
             no_backing: false,
             read_only: None,
             force_share: false,
+            keys: Vec::new(),
+            node: Node::default(),
+            options: Options::new(),
         })
     }
 
@@ -98,8 +98,35 @@ impl Name {
         Self::from_options(given, options)
     }
 
+    /// The value of an option that it has.
+    pub fn option(&self, key: &str) -> Option<&str> {
+        let found = self.options.iter().find(|(name, _)| name == key);
+        found.map(|(_, value)| value.as_str())
+    }
+
+    /// How QEMU calls an image of `format` that no plain name is enough for, because it takes a secret too.
+    pub fn described(&self, format: &str) -> Option<String> {
+        let text = |text: &str| Value::from(text).to_string();
+        let file = format!(
+            "\"file\": {{\"driver\": \"file\", \"filename\": {}}}",
+            text(&self.path)
+        );
+        if let Some(id) = self.option("encrypt.key-secret") {
+            let id = text(id);
+            return Some(format!(
+                "json:{{\"encrypt.key-secret\": {id}, \"driver\": \"{format}\", {file}}}"
+            ));
+        }
+        let id = text(self.option("key-secret")?);
+        Some(format!(
+            "json:{{\"driver\": \"{format}\", {file}, \"key-secret\": {id}}}"
+        ))
+    }
+
     fn from_options(given: &str, options: Options) -> Result<Self, String> {
-        let mut left = options;
+        let mut left = options.clone();
+        let keys = secret::take_keys(&mut left);
+        let node_options = Node::take(&mut left)?;
         let mut take = |key: &str| {
             let at = left.iter().position(|(name, _)| name == key)?;
             Some(left.remove(at).1)
@@ -145,7 +172,9 @@ impl Name {
                 Some("file" | "host_device") => {
                     "The 'file' block driver requires a file name".to_owned()
                 }
-                Some("raw" | "qcow2") => "A block device must be specified for \"file\"".to_owned(),
+                Some("raw" | "qcow2" | "luks") => {
+                    "A block device must be specified for \"file\"".to_owned()
+                }
                 Some(other) => format!("Unknown driver '{other}'"),
                 None if file_driver.is_some() => {
                     "The 'file' block driver requires a file name".to_owned()
@@ -168,11 +197,15 @@ impl Name {
             no_backing,
             read_only,
             force_share,
+            keys,
+            node: node_options,
+            options,
         })
     }
 }
 
-fn read_switch(key: &str, value: &str) -> Result<bool, String> {
+/// Reads the value of an option that is on or off.
+pub fn read_switch(key: &str, value: &str) -> Result<bool, String> {
     match value {
         "on" | "yes" | "true" | "y" => Ok(true),
         "off" | "no" | "false" | "n" => Ok(false),

@@ -13,6 +13,8 @@ use crate::console;
 use crate::failure::Failure;
 use crate::file::{FileStorage, Identity, Lock, block_on};
 use crate::name::{self, Name};
+use crate::node;
+use crate::secret::{self, KeySecret};
 
 /// The options about one image that most sub-commands share.
 #[derive(Clone, Debug, Default)]
@@ -171,6 +173,17 @@ pub fn open_with(
     if options.writable && name.force_share {
         return refused("force-share=on can only be used with read-only images");
     }
+    if options.backing == Backing::Ignore
+        && let Some((key, _)) = name
+            .options
+            .iter()
+            .find(|(key, _)| key.starts_with("backing."))
+    {
+        // What opens no backing file takes no options about it.
+        let format = name.format.as_deref().unwrap_or("qcow2");
+        let what = format!("Block format '{format}' does not support the option '{key}'");
+        return Err(Error::Refused(what.into()));
+    }
     let backing = if name.no_backing {
         Backing::Ignore
     } else {
@@ -182,6 +195,14 @@ pub fn open_with(
         format,
         backing,
         probe_backing: true,
+        // What needs no guest data asks for no keys.
+        passphrases: match options.data_file {
+            true => {
+                secret::passphrases(&name.keys).map_err(|error| Error::Refused(error.into()))?
+            }
+            false => Vec::new(),
+        },
+        instead: name.node.instead(),
         ..options.clone()
     };
     let opener = Opener {
@@ -190,11 +211,31 @@ pub fn open_with(
         force_share: name.force_share,
     };
     let file = opener.open(&name.path)?;
+    if format == Some(Format::Luks) && options.data_file && name.keys.is_empty() {
+        return refused("Parameter 'key-secret' is required for cipher");
+    }
     let resolver = SandboxResolver {
         opener,
         chain: RefCell::new(file.storage.identity().into_iter().collect()),
     };
     let image = block_on(Image::open(file, &options, &resolver))?;
+    check_keys(&image, &name.keys)?;
+    if let Some(qcow2) = image.top().as_qcow2() {
+        let cluster = qcow2.header().cluster_size.bytes();
+        node::check_settings(&name.node.settings, cluster)
+            .map_err(|error| Error::Refused(error.into()))?;
+        let lazy = name.option("lazy-refcounts").unwrap_or("off");
+        if qcow2.header().version == Version::V2 && matches!(lazy, "on" | "yes" | "true" | "y") {
+            return Err(Error::Refused(
+                "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level"
+                    .into(),
+            ));
+        }
+    } else if let Some((key, _)) = name.node.settings.first() {
+        let format = image.top().format();
+        let what = format!("Block format '{format}' does not support the option '{key}'");
+        return Err(Error::Refused(what.into()));
+    }
     if options.writable && is_guessed_raw(name, &image) {
         warn_of_guess(name);
     }
@@ -238,15 +279,58 @@ fn warn_of_stale_bitmaps(image: &Image<FileStorage>) {
     }
 }
 
-/// Refuses a chain with encrypted content: there is no key to read it with.
+/// Refuses a chain with encrypted content that no key was given for.
 pub fn check_readable(image: &Image<FileStorage>) -> Result<(), String> {
-    for (depth, layer) in image.layers().iter().enumerate() {
-        let encryption = layer.as_qcow2().map(|qcow2| qcow2.header().encryption);
-        if !matches!(encryption, None | Some(Encryption::None)) {
-            let behind = "Could not open backing file: ".repeat(depth);
-            return Err(format!(
-                "{behind}Parameter 'encrypt.key-secret' is required for cipher"
-            ));
+    let mut layers = image.layers().iter().enumerate();
+    let Some((depth, layer)) = layers.find(|(_, layer)| layer.is_locked()) else {
+        return Ok(());
+    };
+    let behind = "Could not open backing file: ".repeat(depth);
+    let option = match layer.as_qcow2() {
+        Some(_) => "encrypt.key-secret",
+        None => "key-secret",
+    };
+    Err(format!(
+        "{behind}Parameter '{option}' is required for cipher"
+    ))
+}
+
+/// Refuses options about keys that do not fit the images of the chain.
+fn check_keys(image: &Image<FileStorage>, keys: &[KeySecret]) -> Result<(), Error> {
+    let refused = |what: String| Err(Error::Refused(what.into()));
+    for key in keys {
+        let Some(layer) = image.layers().get(key.depth) else {
+            continue;
+        };
+        let found = match layer.as_qcow2().map(|qcow2| qcow2.header().encryption) {
+            Some(Encryption::None) => None,
+            Some(Encryption::Aes) => Some("aes"),
+            Some(Encryption::Luks) => Some("luks"),
+            None if layer.is_encrypted() && !key.inside => continue,
+            None => {
+                let option = if key.inside {
+                    "encrypt.key-secret"
+                } else {
+                    "key-secret"
+                };
+                return refused(format!(
+                    "Block format '{}' does not support the option '{option}'",
+                    layer.format()
+                ));
+            }
+        };
+        match (found, key.format.as_deref()) {
+            (Some(found), Some(said)) if found != said => {
+                return refused(format!(
+                    "Header reported '{found}' encryption format but options specify '{said}'"
+                ));
+            }
+            (None, Some(said)) => {
+                return refused(format!(
+                    "No encryption in image header, but options specified format '{said}'"
+                ));
+            }
+            _ => {}
         }
     }
     Ok(())
@@ -359,7 +443,7 @@ impl Resolver for SandboxResolver {
             };
             Error::Dependency {
                 role: wanted.role,
-                name: full,
+                name: Name::parse(&full).map_or(full, |name| name.path),
                 source: Box::new(source),
             }
         })
@@ -411,16 +495,9 @@ pub fn check_cache_mode(mode: &str, which: &str) -> Result<(), Failure> {
     }
 }
 
-/// `--object`: only secrets are known, and nothing uses one yet.
+/// `--object`: only secrets are known.
 pub fn check_object(definition: &str) -> Result<(), Failure> {
-    let kind = definition.split(',').next().unwrap_or_default();
-    let kind = kind.strip_prefix("qom-type=").unwrap_or(kind);
-    match kind {
-        "secret" => Ok(()),
-        other => Err(Failure::new(format!(
-            "Parameter 'qom-type' does not accept value '{other}'"
-        ))),
-    }
+    secret::define(definition)
 }
 
 /// `--image-opts` and `-f` say the same thing.

@@ -139,7 +139,9 @@ impl Noted {
             | ProblemKind::SubclustersContradict { .. }
             | ProblemKind::SnapshotsWithDataFile { .. }
             | ProblemKind::RebuildNeeded
-            | ProblemKind::Rebuilding => {}
+            | ProblemKind::Rebuilding
+            | ProblemKind::RefcountBlockTooFarOut
+            | ProblemKind::OldRefcounts { .. } => {}
         }
     }
 

@@ -216,6 +216,13 @@ pub enum ProblemKind {
     RebuildNeeded,
     /// The refcounts are built anew from the references.
     Rebuilding,
+    /// A refcount block is so far out that no file reaches there.
+    RefcountBlockTooFarOut,
+    /// The refcounts that were built anew no longer count what held the old ones.
+    OldRefcounts {
+        cluster: u64,
+        stored: u64,
+    },
 }
 
 impl Problem {
@@ -245,7 +252,9 @@ impl Problem {
             ProblemKind::RefcountUnreadable { .. } => Severity::CheckError,
             ProblemKind::RefcountBlockUnreadable { .. }
             | ProblemKind::RebuildNeeded
-            | ProblemKind::Rebuilding => Severity::Note,
+            | ProblemKind::Rebuilding
+            | ProblemKind::RefcountBlockTooFarOut
+            | ProblemKind::OldRefcounts { .. } => Severity::Note,
             _ => Severity::Corruption,
         }
     }
@@ -408,6 +417,14 @@ impl fmt::Display for Problem {
             }
             Kind::RebuildNeeded => f.write_str("ERROR need to rebuild refcount structures"),
             Kind::Rebuilding => f.write_str("Rebuilding refcount structure"),
+            Kind::RefcountBlockTooFarOut => {
+                f.write_str("ERROR could not resize image: Invalid argument")
+            }
+            Kind::OldRefcounts { cluster, stored } => write!(
+                f,
+                "Repairing cluster {cluster} refcount={stored} reference={}",
+                stored - 1
+            ),
         }
     }
 }

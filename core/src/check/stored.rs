@@ -87,6 +87,11 @@ impl Stored {
         clusters.div_ceil(1 << self.block_bits())
     }
 
+    /// Whether some block could count `cluster`.
+    pub fn is_inside(&self, cluster: u64) -> bool {
+        cluster >> self.block_bits() < self.table.len() as u64
+    }
+
     /// The block that counts `cluster`.
     pub fn block_of(&self, cluster: u64) -> Block {
         let index = cluster >> self.block_bits();

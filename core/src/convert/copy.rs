@@ -13,6 +13,8 @@ use crate::image::Extent;
 use crate::storage::Storage;
 use crate::units::SECTOR;
 
+/// Data is told of at multiples of so many bytes and where it ends, as qemu-img has it.
+const TOLD: u64 = 2 << 20;
 /// The most bytes of zeros that are written before somebody is told, and may say stop.
 const MOST_ZEROS: u64 = 256 << 20;
 /// Writes that are under way at once although they begin in the disk's order: while one is being finished the
@@ -80,8 +82,12 @@ impl<'a, S: Storage, T: Target, W: Watch> Copy<'a, S, T, W> {
             .buffered(depth)
             .map(|filled| async { self.write(filled?).await });
         let mut done = 0;
-        let mut count = |result: Result<u64, Failed>| {
-            done += result?;
+        let mut count = |result: Result<(u64, bool), Failed>| {
+            let (copied, goes_on) = result?;
+            done += copied;
+            if goes_on {
+                return Ok(());
+            }
             match self.watch.borrow_mut().progress(done, total) {
                 true => Ok(()),
                 false => Err(Failed::at(Step::Reading, done)(Error::Cancelled)),
@@ -155,8 +161,8 @@ impl<'a, S: Storage, T: Target, W: Watch> Copy<'a, S, T, W> {
         }
     }
 
-    /// Writes a piece and returns how many bytes of it had to be copied.
-    async fn write(&self, filled: Filled) -> Result<u64, Failed> {
+    /// Writes a piece and returns how many bytes of it had to be copied, and whether it goes on behind it.
+    async fn write(&self, filled: Filled) -> Result<(u64, bool), Failed> {
         let Filled { piece, bytes } = filled;
         let (at, length) = (piece.range.start, piece.range.end - piece.range.start);
         match piece.kind {
@@ -169,7 +175,7 @@ impl<'a, S: Storage, T: Target, W: Watch> Copy<'a, S, T, W> {
         if bytes.capacity() > 0 {
             self.spare.borrow_mut().push(bytes);
         }
-        Ok(piece.copied())
+        Ok((piece.copied(), piece.goes_on))
     }
 
     async fn write_zeros(&self, at: u64, length: u64) -> Result<(), Failed> {
@@ -285,6 +291,10 @@ impl<'c, 'a, S: Storage, T: Target, W: Watch> Plan<'c, 'a, S, T, W> {
         }
         piece.range.end = self.at + length;
         self.at = piece.range.end;
+        let known = self.known.as_ref();
+        let same =
+            known.is_some_and(|next| next.kind == piece.kind && next.range.contains(&self.at));
+        piece.goes_on = same && !self.at.is_multiple_of(TOLD);
         Ok(Some(piece))
     }
 
@@ -333,6 +343,7 @@ impl<'c, 'a, S: Storage, T: Target, W: Watch> Plan<'c, 'a, S, T, W> {
         Ok(Piece {
             range: at..at + SECTOR,
             kind: Kind::Data,
+            goes_on: false,
         })
     }
 
@@ -342,15 +353,20 @@ impl<'c, 'a, S: Storage, T: Target, W: Watch> Plan<'c, 'a, S, T, W> {
     }
 
     fn piece(&self, at: u64, extent: &Extent) -> Piece {
-        let over_backing = self.copy.options.over_backing;
+        let options = self.copy.options;
+        let left_out = match options.allocated_only {
+            true => !extent.present() && self.copy.sources.is_lowest(at, extent.depth),
+            false => options.over_backing && extent.depth > 0,
+        };
         let kind = match extent.zero() {
-            _ if over_backing && extent.depth > 0 => Kind::Backing,
+            _ if left_out => Kind::Backing,
             true => Kind::Zero,
             false => Kind::Data,
         };
         Piece {
             range: at..at + extent.length,
             kind,
+            goes_on: false,
         }
     }
 }

@@ -33,6 +33,9 @@ pub struct ConvertOptions {
     /// What the source does not hold itself, but one of its backing files, is left out: the target has a
     /// backing file that says the same.
     pub over_backing: bool,
+    /// What no file of the source's chain holds is left out: the target has it, as where the source is the part
+    /// of the target's overlays that is to be committed to it.
+    pub allocated_only: bool,
     /// Whether the copy goes on where the source cannot be read, with zeros in place of every such sector of
     /// 512 bytes. [`Watch::lost`] is told of each.
     pub salvage: bool,
@@ -53,6 +56,7 @@ impl Default for ConvertOptions {
             target_is_new: true,
             compress: false,
             over_backing: false,
+            allocated_only: false,
             salvage: false,
             parallel: 8,
             in_order: true,
@@ -104,7 +108,7 @@ pub struct Failed {
 }
 
 impl Failed {
-    fn at(step: Step, offset: u64) -> impl FnOnce(Error) -> Self {
+    pub(crate) fn at(step: Step, offset: u64) -> impl FnOnce(Error) -> Self {
         move |source| Self {
             step,
             offset,
@@ -178,6 +182,18 @@ pub async fn to_image<S: Storage, T: Storage>(
     sources: &[&Image<S>],
     target: &Image<T>,
     options: &ConvertOptions,
+    watch: impl Watch,
+) -> Result<(), Failed> {
+    write_to_image(sources, target, options, watch).await?;
+    let flushed = target.flush().await;
+    flushed.map_err(Failed::at(Step::Flushing, target.virtual_size()))
+}
+
+/// The same without the flush at the end.
+pub(crate) async fn write_to_image<S: Storage, T: Storage>(
+    sources: &[&Image<S>],
+    target: &Image<T>,
+    options: &ConvertOptions,
     mut watch: impl Watch,
 ) -> Result<(), Failed> {
     let sources = Sources::new(sources);
@@ -194,12 +210,7 @@ pub async fn to_image<S: Storage, T: Storage>(
     let backing_end = backing.unwrap_or(0);
     Copy::new(&sources, target, options, backing_end, &mut watch)
         .run()
-        .await?;
-    let size = sources.size();
-    target
-        .flush()
         .await
-        .map_err(Failed::at(Step::Flushing, size))
 }
 
 /// How a disk is written to a raw file.

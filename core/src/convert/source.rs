@@ -30,6 +30,8 @@ pub(super) enum Kind {
 pub(super) struct Piece {
     pub range: Range<u64>,
     pub kind: Kind,
+    /// Whether more of the same follows of which it is told together.
+    pub goes_on: bool,
 }
 
 impl Piece {
@@ -70,6 +72,12 @@ impl<'a, S: Storage> Sources<'a, S> {
     pub async fn extent_at(&self, at: u64, max: u64) -> Result<Extent> {
         let (start, image) = self.disk_at(at);
         image.extent_at(GuestOffset(at - start), max).await
+    }
+
+    /// Whether nothing stands below the layer at `depth` of the disk that byte `at` is on.
+    pub fn is_lowest(&self, at: u64, depth: usize) -> bool {
+        let (_, image) = self.disk_at(at);
+        depth + 1 == image.layers().len()
     }
 
     /// Fills `buf` from byte `at` on.

@@ -46,7 +46,7 @@ impl<S: Storage> Target for Image<S> {
     }
 
     async fn write_zeroes(&self, at: u64, length: u64) -> Result<()> {
-        Self::write_zeroes(self, GuestOffset(at), length, ZeroMode::Keep).await
+        Self::write_zeroes(self, GuestOffset(at), length, ZeroMode::Unmap).await
     }
 }
 

@@ -1,6 +1,7 @@
 //! Where everything stands in a new image.
 //!
-//! Header, refcount table, first refcount block and L1 table stand in QEMU's order. Where only tables are
+//! Header, refcount table, first refcount block and L1 table stand in QEMU's order; a LUKS header stands before
+//! the L1 table. Where only tables are
 //! preallocated, each L2 table follows with the clusters it maps behind it, as with QEMU; where all data is
 //! written, all L2 tables and then all data in one piece. Another refcount block stands behind whatever is the
 //! first not to be counted by those before it. No cluster is left out, so that every refcount up to the end
@@ -31,6 +32,8 @@ pub(super) struct Geometry {
     pub data_file: bool,
     /// Whether they stand in one piece.
     pub contiguous: bool,
+    /// How many bytes a LUKS header takes, or none.
+    pub encryption_header: u64,
 }
 
 impl Geometry {
@@ -60,6 +63,8 @@ pub(super) struct Layout {
     pub refcount_table_clusters: u32,
     /// The cluster of each refcount block.
     pub blocks: Vec<u64>,
+    /// Where the LUKS header stands, if there is one.
+    pub encryption_header_offset: u64,
     pub l1_offset: u64,
     pub l1_entries: u32,
     /// How many clusters are in use: all from the first on.
@@ -141,12 +146,14 @@ impl Layout {
         };
         // The header stands in the cluster before the table.
         walk.take(1 + table_clusters, |block| blocks.push(block));
-        let l1_entries = geometry.l1_entries();
-        let l1_clusters = cluster.count_for(l1_entries * 8);
-        let l1_offset = match l1_clusters {
+        let mut take = |count: u64| match count {
             0 => 0,
             count => walk.take(count, |block| blocks.push(block)) << cluster.bits(),
         };
+        let encryption_header_offset = take(cluster.count_for(geometry.encryption_header));
+        let l1_entries = geometry.l1_entries();
+        let l1_clusters = cluster.count_for(l1_entries * 8);
+        let l1_offset = take(l1_clusters);
         let groups = if geometry.contiguous {
             let tables = walk.take(geometry.groups(), |block| blocks.push(block));
             let data = walk.take(geometry.disk_clusters(), |block| blocks.push(block));
@@ -166,6 +173,7 @@ impl Layout {
             refcount_table_offset: cluster.bytes(),
             refcount_table_clusters: table_clusters as u32,
             blocks,
+            encryption_header_offset,
             l1_offset,
             l1_entries: l1_entries as u32,
             clusters: walk.next,
@@ -196,7 +204,8 @@ impl Layout {
             // The end of the L1 table need not be there.
             let end = self.l1_offset + u64::from(self.l1_entries) * 8;
             let others = self.blocks.last().map_or(0, |block| block + 1);
-            return end.max(others << cluster.bits());
+            let luks = self.encryption_header_offset + geometry.encryption_header;
+            return end.max(others << cluster.bits()).max(luks);
         }
         let end = self.clusters << cluster.bits();
         // Nor that of the last cluster, where it is allocated by subclusters and nothing is written to it.

@@ -1,20 +1,22 @@
 //! New qcow2 images.
 
+pub mod export;
 mod layout;
 #[cfg(test)]
 mod tests;
 mod write;
 
+use crate::crypto::NewLuksHeader;
 use crate::error::{Error, Result};
 use crate::image::Preallocation;
-use crate::qcow2::extension::{self, Extensions};
+use crate::qcow2::extension::{self, CryptoHeader, Extensions};
 use crate::qcow2::header::{FULL_LENGTH, MAGIC, V2_LENGTH};
 use crate::qcow2::{
     Autoclear, Compatible, Compression, Incompatible, MAX_BACKING_NAME, RawHeader, RefcountWidth,
     Version,
 };
 use crate::storage::Storage;
-use crate::units::{ClusterSize, SECTOR};
+use crate::units::{ClusterSize, HostOffset, SECTOR};
 use layout::{Geometry, Layout};
 
 /// Smaller clusters have no room to spare for the names of features: a limit of QEMU's.
@@ -51,6 +53,17 @@ pub struct CreateOptions {
     pub data_file: Option<String>,
     /// Whether the data file alone is to be a raw image with the same content.
     pub data_file_raw: bool,
+    /// How guest data is to be encrypted. What is preallocated then does not read as zeros.
+    pub encryption: Option<NewEncryption>,
+}
+
+/// How a new image is to be encrypted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NewEncryption {
+    /// The old AES-CBC method, which protects content badly: for programs that know nothing else.
+    Aes,
+    /// LUKS, with this header.
+    Luks(NewLuksHeader),
 }
 
 impl Default for CreateOptions {
@@ -68,6 +81,7 @@ impl Default for CreateOptions {
             backing_format: None,
             data_file: None,
             data_file_raw: false,
+            encryption: None,
         }
     }
 }
@@ -123,6 +137,16 @@ pub async fn create<S: Storage>(
     write::write(storage, data_file, &plan).await
 }
 
+/// Writes a new plain LUKS image with a disk of `size` bytes into `storage`, in place of everything that is
+/// there. The disk does not read as zeros: nothing was encrypted yet.
+///
+/// # Errors
+///
+/// [`Error::OutOfRange`] for a size that no file can have; [`Error::Io`] where the storage fails.
+pub async fn create_luks<S: Storage>(storage: &S, header: &NewLuksHeader, size: u64) -> Result<()> {
+    write::write_luks(storage, header, size).await
+}
+
 /// Everything about a new image that does not depend on where it is written.
 struct Plan {
     geometry: Geometry,
@@ -131,6 +155,7 @@ struct Plan {
     data_file: bool,
     /// The beginning of the file, in whole sectors: header, extensions and backing name.
     header_area: Vec<u8>,
+    encryption: Option<NewEncryption>,
 }
 
 fn wrong(what: &'static str) -> Error {
@@ -168,6 +193,10 @@ impl CreateOptions {
                 .ok_or_else(layout::too_large)?,
             preallocated: preallocation != Preallocation::Off,
             data_file,
+            encryption_header: match &self.encryption {
+                Some(NewEncryption::Luks(header)) => header.length(),
+                _ => 0,
+            },
             contiguous: !data_file
                 && matches!(preallocation, Preallocation::Falloc | Preallocation::Full),
         };
@@ -179,6 +208,7 @@ impl CreateOptions {
             preallocation,
             data_file,
             header_area,
+            encryption: self.encryption.clone(),
         })
     }
 
@@ -275,6 +305,10 @@ impl CreateOptions {
             } else {
                 Vec::new()
             },
+            crypto: (geometry.encryption_header > 0).then_some(CryptoHeader {
+                offset: HostOffset(layout.encryption_header_offset),
+                length: geometry.encryption_header,
+            }),
             ..Extensions::default()
         };
         let mut area = vec![0; geometry.cluster_size.bytes().min(MAX_HEADER_AREA) as usize];
@@ -312,7 +346,11 @@ impl CreateOptions {
             backing_file_size: backing.1,
             cluster_bits: geometry.cluster_size.bits(),
             size: geometry.size,
-            crypt_method: 0,
+            crypt_method: match &self.encryption {
+                None => 0,
+                Some(NewEncryption::Aes) => 1,
+                Some(NewEncryption::Luks(_)) => 2,
+            },
             l1_size: layout.l1_entries,
             l1_table_offset: layout.l1_offset,
             refcount_table_offset: layout.refcount_table_offset,

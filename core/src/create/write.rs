@@ -1,7 +1,8 @@
 //! Writing a new image: everything but the first sector, a flush, the first sector, a flush.
 
-use crate::create::Plan;
 use crate::create::layout::{Geometry, Group, Layout};
+use crate::create::{NewEncryption, Plan};
+use crate::crypto::NewLuksHeader;
 use crate::error::{Error, Result};
 use crate::image::Preallocation;
 use crate::qcow2::COPIED;
@@ -39,6 +40,10 @@ pub(super) async fn write<S: Storage>(
     }
 
     image.grow(layout.file_len(geometry)).await?;
+    if let Some(NewEncryption::Luks(luks)) = &plan.encryption {
+        let at = layout.encryption_header_offset;
+        image.luks(at, luks.start(), luks.length()).await?;
+    }
     image.refcounts(geometry, layout).await?;
     image.mappings(plan).await?;
     let (header, names) = plan.header_area.split_at(SECTOR as usize);
@@ -52,6 +57,29 @@ pub(super) async fn write<S: Storage>(
     // One sector: it is there as a whole or not at all (M6).
     image.write(0, header).await?;
     image.flush().await
+}
+
+/// Writes a disk of `size` bytes behind a LUKS header, in place of everything that is there. As with qcow2, what
+/// is recognised by its first sector is whole.
+pub(super) async fn write_luks<S: Storage>(
+    storage: &S,
+    header: &NewLuksHeader,
+    size: u64,
+) -> Result<()> {
+    let image = Target::emptied(storage).await?;
+    let length = header.length().checked_add(size);
+    let length = length.filter(|&length| length <= i64::MAX as u64);
+    image.grow(length.ok_or_else(too_large_file)?).await?;
+    // The magic number stays away until the rest of the header and the first key slot are durable.
+    let (first, rest) = header.start().split_at(SECTOR as usize);
+    image.luks(SECTOR, rest, header.length() - SECTOR).await?;
+    image.flush().await?;
+    image.write(0, first).await?;
+    image.flush().await
+}
+
+fn too_large_file() -> Error {
+    Error::OutOfRange("The requested file size is too large".into())
 }
 
 impl Plan {
@@ -120,6 +148,17 @@ impl<'a, S: Storage> Target<'a, S> {
             done += step;
         }
         Ok(())
+    }
+
+    /// The beginning of a LUKS header with its key slots, which take `length` bytes.
+    async fn luks(&self, offset: u64, start: &[u8], length: u64) -> Result<()> {
+        let used = start.len() as u64;
+        self.write(offset, start).await?;
+        match self.zeros {
+            true => Ok(()),
+            // No key slot keeps what another image left there.
+            false => self.zeros(offset + used, length - used).await,
+        }
     }
 
     /// The refcount table and its blocks.

@@ -11,8 +11,10 @@ mod qcow2;
 mod read;
 mod tables;
 
-pub use change::{IoCounts, NewSnapshot, Preallocation, ResizeOptions, ZeroMode};
-pub use open::{Backing, OpenOptions};
+#[cfg(feature = "encryption")]
+pub use change::KeyChange;
+pub use change::{AmendOptions, IoCounts, NewSnapshot, Preallocation, ResizeOptions, ZeroMode};
+pub use open::{Backing, Instead, OpenOptions};
 pub use qcow2::{BackingName, Qcow2};
 
 use std::cell::Cell;
@@ -21,9 +23,10 @@ use std::ops::Range;
 use futures_util::future::LocalBoxFuture;
 
 use crate::chain::File;
+use crate::crypto::{Passphrase, Volume};
 use crate::error::{Error, Result};
 use crate::probe::Format;
-use crate::qcow2::{Compressed, Run, RunKind};
+use crate::qcow2::{Compressed, Encryption, Run, RunKind};
 use crate::raw::Raw;
 use crate::storage::Storage;
 use crate::units::{GuestOffset, HostOffset};
@@ -79,6 +82,7 @@ impl<S: Storage> Layer<S> {
     #[must_use]
     pub fn format(&self) -> Format {
         match self {
+            Self::Raw(raw) if raw.luks_header().is_some() => Format::Luks,
             Self::Raw(_) => Format::Raw,
             Self::Qcow2(_) => Format::Qcow2,
         }
@@ -91,6 +95,40 @@ impl<S: Storage> Layer<S> {
             Self::Raw(raw) => raw.virtual_size(),
             Self::Qcow2(qcow2) => qcow2.virtual_size(),
         }
+    }
+
+    /// Whether its content is encrypted and it was opened without the passphrase: it cannot be read.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        match self {
+            Self::Raw(raw) => raw.volume().is_err(),
+            Self::Qcow2(qcow2) => qcow2.volume().is_err(),
+        }
+    }
+
+    /// Whether its content is encrypted.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        match self {
+            Self::Raw(raw) => raw.luks_header().is_some(),
+            Self::Qcow2(qcow2) => qcow2.header().encryption != Encryption::None,
+        }
+    }
+
+    /// Finds the key of encrypted content.
+    async fn unlock(&mut self, passphrase: &Passphrase, max_rounds: u64) -> Result<()> {
+        match self {
+            Self::Raw(raw) => {
+                let Some(header) = raw.luks_header() else {
+                    return Ok(());
+                };
+                let (storage, area) = (&raw.file().storage, raw.header_area());
+                let volume = Volume::luks(storage, area, header, passphrase, max_rounds).await?;
+                raw.unlock(volume);
+            }
+            Self::Qcow2(qcow2) => qcow2.unlock(passphrase, max_rounds).await?,
+        }
+        Ok(())
     }
 
     /// It as a qcow2 file, if it is one.
@@ -287,6 +325,8 @@ impl<S: Storage> Image<S> {
             RunKind::Data(host) => (ExtentKind::Data, Some(host)),
             RunKind::Compressed(_) | RunKind::Invalid => (ExtentKind::Compressed, None),
         };
+        // What lies there is not what the guest sees.
+        let host = host.filter(|_| !self.layers[located.depth].is_encrypted());
         Ok(Extent {
             length: located.run.length,
             depth: located.depth,

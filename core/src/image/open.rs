@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use crate::chain::{File, MAX_CHAIN, Resolver, Wanted};
 use crate::codec::{Compressor, Decompressor};
+use crate::crypto::Passphrase;
 use crate::error::{Error, Place, Result, Role, Structure};
 use crate::image::change::state::Changing;
 use crate::image::clock::Clock;
@@ -26,6 +27,10 @@ use crate::units::{ClusterSize, SECTOR};
 /// Decompressed clusters kept for the next read, in bytes.
 const CLUSTER_CACHE_BYTES: u64 = 2 << 20;
 
+/// As many rounds of hashing as the fastest machine does in some ten seconds. What makes a header asks for two
+/// seconds of its own machine's unless it is told otherwise.
+const MAX_KEY_ROUNDS: u64 = 100_000_000;
+
 /// Whether backing files are opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Backing {
@@ -34,6 +39,8 @@ pub enum Backing {
     Open,
     /// Only the image itself; what it has not allocated reads as zeros.
     Ignore,
+    /// So many files from the image itself on; what none of them has allocated reads as zeros.
+    First(usize),
 }
 
 /// How an image is opened.
@@ -55,6 +62,26 @@ pub struct OpenOptions {
     pub repair: bool,
     /// A bound for cached metadata per file, in bytes.
     pub cache_bytes: usize,
+    /// The passphrases of encrypted images: of the image itself, its backing file and so on. Without its
+    /// passphrase an image can be opened, and its content neither read nor written.
+    pub passphrases: Vec<Option<Passphrase>>,
+    /// How many rounds of hashing an encryption header may ask for before its key is given up: it is the
+    /// image that says how many it takes.
+    pub max_key_rounds: u64,
+    /// What is opened in place of the files that images name: those of the image itself, of its backing file
+    /// and so on. The resolver is asked for these names too. Nothing of it is ever written to an image.
+    pub instead: Vec<Instead>,
+}
+
+/// Files in place of those that an image names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Instead {
+    /// The backing file.
+    pub backing: Option<String>,
+    /// The backing file's format. With a backing file in place of the image's, `None` looks at its first bytes.
+    pub backing_format: Option<String>,
+    /// The external data file.
+    pub data_file: Option<String>,
 }
 
 impl Default for OpenOptions {
@@ -67,6 +94,9 @@ impl Default for OpenOptions {
             writable: false,
             repair: false,
             cache_bytes: 32 << 20,
+            passphrases: Vec::new(),
+            max_key_rounds: MAX_KEY_ROUNDS,
+            instead: Vec::new(),
         }
     }
 }
@@ -108,7 +138,11 @@ impl<S: Storage> Image<S> {
         if options.backing == Backing::Ignore {
             return Ok(Self::new(layers, changing));
         }
-        loop {
+        let most = match options.backing {
+            Backing::First(most) => most,
+            _ => usize::MAX,
+        };
+        while layers.len() < most {
             let depth = layers.len();
             let Some(Layer::Qcow2(above)) = layers.last() else {
                 break;
@@ -229,10 +263,15 @@ where
             }
         }
     };
-    Ok(match format {
+    let mut layer = match format {
         Format::Raw => Layer::Raw(Raw::open(file).await?),
+        Format::Luks => Layer::Raw(Raw::open_luks(file).await?),
         Format::Qcow2 => Layer::Qcow2(Box::new(open_qcow2(file, options, resolver, depth).await?)),
-    })
+    };
+    if let Some(Some(passphrase)) = options.passphrases.get(depth) {
+        layer.unlock(passphrase, options.max_key_rounds).await?;
+    }
+    Ok(layer)
 }
 
 async fn open_qcow2<S, R>(
@@ -286,6 +325,20 @@ where
         }
     };
 
+    let none = Instead::default();
+    let instead = options.instead.get(depth).unwrap_or(&none);
+    let backing = match (&instead.backing, options.backing) {
+        (_, Backing::Ignore) => backing,
+        (Some(name), _) => Some(BackingName {
+            name: name.clone(),
+            format: instead.backing_format.clone(),
+        }),
+        (None, _) => backing.map(|named| BackingName {
+            format: instead.backing_format.clone().or(named.format),
+            ..named
+        }),
+    };
+
     let (snapshots, snapshot_table_bytes) = read_snapshots(storage, &header, file_len).await?;
     let l1 = read_table(
         storage,
@@ -295,9 +348,10 @@ where
     )
     .await?;
 
+    let wants_data_file = header.has_data_file() || instead.data_file.is_some();
     let data_file = match (
-        &extensions.data_file,
-        header.has_data_file() && options.data_file,
+        instead.data_file.as_ref().or(extensions.data_file.as_ref()),
+        wants_data_file && options.data_file,
     ) {
         (_, false) => None,
         (None, true) => {
@@ -328,6 +382,12 @@ where
         }
     };
 
+    if data_file.is_some() && !header.has_data_file() {
+        return Err(Error::Unsupported(
+            "'data-file' can only be set for images with an external data file".into(),
+        ));
+    }
+
     let cached_clusters = CLUSTER_CACHE_BYTES / cluster_size.bytes();
     Ok(Qcow2 {
         file_len: Cell::new(file_len),
@@ -342,6 +402,7 @@ where
         clusters: RefCell::new(Clock::new(cached_clusters.clamp(1, 64) as usize)),
         decompressor: RefCell::new(Decompressor::new()),
         compressor: RefCell::new(Compressor::new()),
+        volume: None,
         root: RefCell::new(Root {
             l1,
             l1_offset: header.l1.offset,

@@ -66,6 +66,12 @@ pub enum OrderingPoint {
     RecheckAtLink,
     /// All of a clone's clusters are durable before the header drops the source.
     CommitBeforeDetach,
+    /// An overlay's base has all of it durably before the overlay is emptied (I1).
+    CommitBeforeEmpty,
+    /// A key slot becomes active only when its key material is durable (M5).
+    KeyBeforeSlot,
+    /// A key slot is durably inactive before its key material is destroyed: what is active can be relied on.
+    SlotBeforeErase,
 }
 
 impl OrderingPoint {
@@ -100,6 +106,9 @@ impl OrderingPoint {
         Self::DrainBeforeOverwrite,
         Self::RecheckAtLink,
         Self::CommitBeforeDetach,
+        Self::CommitBeforeEmpty,
+        Self::KeyBeforeSlot,
+        Self::SlotBeforeErase,
     ];
 }
 

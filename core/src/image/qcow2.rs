@@ -5,14 +5,16 @@ use std::rc::Rc;
 
 use crate::chain::File;
 use crate::codec::{Compressor, Decompressor};
+use crate::crypto::{HeaderArea, LuksHeader, Passphrase, Volume};
 use crate::error::{Error, Place, Result, Structure};
 use crate::image::clock::Clock;
 use crate::image::tables::TableCache;
 use crate::qcow2::header::{Table, TableClaim, TableRules};
 use crate::qcow2::{
-    Autoclear, Bitmap, COPIED, Extensions, Header, L2Format, MAX_L1_BYTES, OFFSET_MASK, RawHeader,
-    Snapshot, bitmap::Directory, snapshot,
+    Autoclear, Bitmap, COPIED, Encryption, Extensions, Header, L2Format, MAX_L1_BYTES, OFFSET_MASK,
+    RawHeader, Snapshot, bitmap::Directory, snapshot,
 };
+use crate::raw::locked;
 use crate::storage::{Storage, read_padded};
 use crate::units::{GuestOffset, HostOffset, SECTOR};
 
@@ -66,6 +68,8 @@ pub struct Qcow2<S> {
     pub(crate) clusters: RefCell<Clock<crate::qcow2::Compressed, Rc<[u8]>>>,
     pub(crate) decompressor: RefCell<Decompressor>,
     pub(crate) compressor: RefCell<Compressor>,
+    /// What encrypts guest data; missing where it is not encrypted, or was opened without a passphrase.
+    pub(crate) volume: Option<Volume>,
 }
 
 impl<S> std::fmt::Debug for Qcow2<S> {
@@ -243,6 +247,48 @@ impl<S: Storage> Qcow2<S> {
             )),
             (_, false) => Ok(&self.file),
         }
+    }
+
+    /// What encrypts guest data, where it is encrypted.
+    pub(crate) fn volume(&self) -> Result<Option<&Volume>> {
+        match (&self.volume, self.header().encryption) {
+            (_, Encryption::None) => Ok(None),
+            (Some(volume), _) => Ok(Some(volume)),
+            (None, _) => Err(locked()),
+        }
+    }
+
+    /// Finds the key of encrypted data.
+    pub(crate) async fn unlock(&mut self, passphrase: &Passphrase, max_rounds: u64) -> Result<()> {
+        self.volume = match self.header().encryption {
+            Encryption::None => None,
+            Encryption::Aes => Some(Volume::aes(passphrase)?),
+            Encryption::Luks => {
+                let storage = &self.file.storage;
+                let area = self.encryption_area()?;
+                let header = LuksHeader::read(storage, area).await?;
+                Some(Volume::luks(storage, area, &header, passphrase, max_rounds).await?)
+            }
+        };
+        Ok(())
+    }
+
+    /// Where the LUKS header is.
+    pub(crate) fn encryption_area(&self) -> Result<HeaderArea> {
+        let crypto = self
+            .extensions()
+            .crypto
+            .ok_or_else(|| Error::Unsupported("The encryption header pointer is missing".into()))?;
+        Ok(HeaderArea {
+            offset: crypto.offset.0,
+            length: crypto.length,
+        })
+    }
+
+    /// The number by which the sector at `host` is encrypted, which holds the guest's bytes from `guest` on.
+    pub(crate) fn cipher_sector(volume: &Volume, guest: GuestOffset, host: HostOffset) -> u64 {
+        let at = if volume.by_host() { host.0 } else { guest.0 };
+        at / SECTOR
     }
 
     /// Something will lie in the file up to byte `end`.

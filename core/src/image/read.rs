@@ -4,11 +4,12 @@ use std::rc::Rc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 
+use crate::crypto::Volume;
 use crate::error::{Error, Place, Result, Structure};
 use crate::image::{Image, Layer, Located, Qcow2, Source};
-use crate::qcow2::{Compressed, Encryption};
+use crate::qcow2::Compressed;
 use crate::storage::{Storage, read_padded};
-use crate::units::GuestOffset;
+use crate::units::{GuestOffset, SECTOR};
 
 /// A part of a read that comes from one place.
 struct Part<'a> {
@@ -125,19 +126,38 @@ impl<S: Storage> Image<S> {
         match (located.source(), layer) {
             (Source::Zeros, _) => buf.fill(0),
             (Source::Host(host), Layer::Raw(raw)) => {
+                let volume = raw.volume()?;
                 let known = self.known_length(located.depth, raw.file_len());
-                read_data(&raw.file().storage, host.0, buf, known).await?;
+                let storage = &raw.file().storage;
+                match volume {
+                    None => read_data(storage, host.0, buf, known).await?,
+                    Some(volume) => {
+                        let encrypted = Encrypted {
+                            volume,
+                            sector: guest.0 / SECTOR,
+                        };
+                        encrypted.read(storage, host.0, buf, known).await?;
+                    }
+                }
             }
             (Source::Host(host), Layer::Qcow2(qcow2)) => {
-                qcow2.readable()?;
+                let volume = qcow2.volume()?;
                 let own = qcow2.data_file.is_none();
                 let length = if own { qcow2.file_len() } else { 0 };
                 let known = self.known_length(located.depth, length);
-                let file = qcow2.content_file()?;
-                read_data(&file.storage, host.0, buf, known).await?;
+                let storage = &qcow2.content_file()?.storage;
+                match volume {
+                    None => read_data(storage, host.0, buf, known).await?,
+                    Some(volume) => {
+                        let sector = Qcow2::<S>::cipher_sector(volume, guest, host);
+                        let encrypted = Encrypted { volume, sector };
+                        encrypted.read(storage, host.0, buf, known).await?;
+                    }
+                }
             }
             (Source::Compressed(compressed), Layer::Qcow2(qcow2)) => {
-                qcow2.readable()?;
+                // They are not encrypted themselves, as QEMU has it; but nothing shows through without the key.
+                qcow2.volume()?;
                 qcow2.read_compressed(compressed, guest, buf).await?;
             }
             (Source::Compressed(_), Layer::Raw(_)) => {
@@ -172,6 +192,39 @@ async fn read_data<S: Storage>(storage: &S, at: u64, buf: &mut [u8], known: u64)
     Ok(())
 }
 
+/// Encrypted guest data.
+struct Encrypted<'a> {
+    volume: &'a Volume,
+    /// The number by which the sector is encrypted that the data begins in.
+    sector: u64,
+}
+
+impl Encrypted<'_> {
+    /// As [`read_data`], decrypted: sectors go as a whole, also where a part of one is asked for.
+    async fn read<S: Storage>(
+        &self,
+        storage: &S,
+        at: u64,
+        buf: &mut [u8],
+        known: u64,
+    ) -> Result<()> {
+        let before = at % SECTOR;
+        let length = buf.len() as u64;
+        if before == 0 && length.is_multiple_of(SECTOR) {
+            read_data(storage, at, buf, known).await?;
+            self.volume.decrypt(self.sector, buf);
+            return Ok(());
+        }
+        let mut whole = vec![0; (before + length).next_multiple_of(SECTOR) as usize];
+        // What stands behind the part that is asked for need not be there.
+        let known = known.min(at + length);
+        read_data(storage, at - before, &mut whole, known).await?;
+        self.volume.decrypt(self.sector, &mut whole);
+        buf.copy_from_slice(&whole[before as usize..][..buf.len()]);
+        Ok(())
+    }
+}
+
 impl<S: Storage> Layer<S> {
     fn queue_depth(&self) -> usize {
         match self {
@@ -188,19 +241,6 @@ impl<S: Storage> Layer<S> {
 }
 
 impl<S: Storage> Qcow2<S> {
-    /// Refuses encrypted content: ciphertext is never handed out as data (QEMU-COMPAT rule 44).
-    fn readable(&self) -> Result<()> {
-        let method = match self.header().encryption {
-            Encryption::None => return Ok(()),
-            Encryption::Aes => "AES",
-            Encryption::Luks => "LUKS",
-        };
-        Err(Error::Unsupported(
-            format!("The image's content is encrypted ({method}), which is not supported yet")
-                .into(),
-        ))
-    }
-
     /// Fills `buf` from the compressed cluster that guest byte `guest` lies in.
     async fn read_compressed(
         &self,

@@ -73,6 +73,10 @@ pub async fn inspect_with<S: Storage>(
     match format {
         Probed::Known(Format::Qcow2) => qcow2::inspect(&mut draft, &reader).await?,
         Probed::Known(Format::Raw) => raw(&mut draft, &start, &found),
+        // Without a key there is nothing to see in it.
+        Probed::Known(Format::Luks) => {
+            foreign::inspect(&mut draft, &reader, format.name(), &found).await?;
+        }
         Probed::Foreign(name) => foreign::inspect(&mut draft, &reader, name, &found).await?,
     }
     signatures::judge(&mut draft, format, &found, &start);

@@ -988,7 +988,7 @@ fn content(draft: &mut Draft, probed: Probed) {
     let place = Place::of(Structure::DataCluster);
     match probed {
         Probed::Known(Format::Raw) => {}
-        Probed::Foreign("luks") => {
+        Probed::Known(Format::Luks) => {
             draft
                 .note(
                     "content-encrypted",

@@ -333,10 +333,10 @@ pub(super) fn keep_what_counts(found: &mut Vec<Found>, format: Probed, start: &[
 fn header_end(format: Probed, start: &[u8]) -> u64 {
     let usual = 4096;
     match format {
-        Probed::Known(_) => {
+        Probed::Known(Format::Raw | Format::Qcow2) => {
             ClusterSize::from_bits(be32(start, 20)).map_or(usual, ClusterSize::bytes)
         }
-        Probed::Foreign(_) => usual,
+        Probed::Known(Format::Luks) | Probed::Foreign(_) => usual,
     }
 }
 

@@ -118,6 +118,15 @@ impl<'a> Area<'a> {
         self.bytes.get(end..).is_some_and(|rest| rest.len() >= 8)
     }
 
+    /// How many bytes the extensions take, with the marker that ends them.
+    pub fn used(self) -> usize {
+        let mut end = 0;
+        for item in self.items().map_while(Result::ok) {
+            end = (item.at - self.at) as usize + 8 + item.data.len().next_multiple_of(8);
+        }
+        (end + 8).min(self.bytes.len())
+    }
+
     /// The byte of the file at which the data of the bitmaps extension stand: of the last one, as in
     /// [`Extensions::parse`].
     pub fn bitmaps_at(self) -> Option<usize> {
@@ -170,21 +179,21 @@ pub(crate) fn feature_names(area: Area<'_>) -> Vec<FeatureName> {
 }
 
 fn parse_feature_names(data: &[u8]) -> Vec<FeatureName> {
-    data.chunks_exact(FEATURE_NAME_ENTRY)
+    // The last entry may be cut short; what is missing of it reads as zeros, as in QEMU.
+    data.chunks(FEATURE_NAME_ENTRY)
         .filter_map(|entry| {
-            let kind = match entry[0] {
+            let (&kind, rest) = entry.split_first()?;
+            let (&bit, name) = rest.split_first()?;
+            let kind = match kind {
                 0 => FeatureType::Incompatible,
                 1 => FeatureType::Compatible,
                 2 => FeatureType::Autoclear,
                 _ => return None,
             };
-            let name = entry[2..]
-                .split(|&byte| byte == 0)
-                .next()
-                .unwrap_or_default();
+            let name = name.split(|&byte| byte == 0).next().unwrap_or_default();
             Some(FeatureName {
                 kind,
-                bit: entry[1],
+                bit,
                 name: text(name),
             })
         })

@@ -31,6 +31,7 @@
 //! ```
 
 mod copied;
+mod rebuild;
 mod recount;
 mod refcounts;
 mod room;
@@ -162,6 +163,9 @@ impl<S: Storage> Repair<'_, '_, S> {
         let Some(mut noted) = findings.noted.take() else {
             unreachable!("notes were asked for");
         };
+        if self.mode == RepairMode::All {
+            rebuild::look_past_the_end(image, &counted, &mut noted, &mut findings).await?;
+        }
         if noted.rebuild {
             self.tell_of_rebuilding(&mut findings)?;
         }
@@ -192,6 +196,9 @@ impl<S: Storage> Repair<'_, '_, S> {
                 nothing_known: image.header().refcount_table.entries == 0,
             };
             recount.repair(&mut new, &mut findings).await?;
+            if noted.rebuild {
+                rebuild::tell_of_old(image, &counted, &mut new, &mut findings).await?;
+            }
             self.count_fixed(&noted, &mut findings);
         }
         new.settle().await?;

@@ -449,11 +449,11 @@ fn a_corrupt_image_is_written_to_only_after_its_repair() {
     tiny.refcount(6, 2);
     assert!(matches!(
         try_open(Recorded::new(tiny.bytes.clone()), true, false),
-        Err(Error::Refused(_))
+        Err(Error::Corrupt { .. })
     ));
     let image = open(&tiny.bytes);
     let refused = now(image.write_at(GuestOffset(0), &[1])).unwrap_err();
-    assert!(matches!(refused, Error::Refused(_)), "{refused}");
+    assert!(matches!(refused, Error::Corrupt { .. }), "{refused}");
     let report = now(repair(&image, RepairMode::All, &mut ())).unwrap();
     assert_eq!((report.leaks_fixed, report.corruptions_fixed), (1, 0));
     now(image.write_at(GuestOffset(0), &[1; 4000])).unwrap();

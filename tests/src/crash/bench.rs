@@ -14,7 +14,7 @@ use std::rc::Rc;
 
 use super::contents::{AlreadyHashed, Contents, mix};
 use super::judge::{Expectation, Judge, Tally, Violation};
-use super::machine::{Machine, Observer, SimFile};
+use super::machine::{FileId, Machine, Observer, SimFile};
 use super::model::{Model, World};
 use super::starts::{Start, StartKind};
 
@@ -358,7 +358,7 @@ impl Bench {
             worlds: model.worlds().collect(),
             pristine: &self.start.world,
             kept: self.kept.get(),
-            backing: &self.start.backing,
+            backing: files[FileId::Backing as usize].durable_all(),
             most_leaked,
         };
         let mut judge = self.judge.borrow_mut();
@@ -372,6 +372,7 @@ impl Bench {
     /// Where their structure is unsound.
     pub fn extract(&self, files: &[SimFile; 3]) -> Result<World, Box<Violation>> {
         let mut judge = self.judge.borrow_mut();
-        judge.extract(&self.contents, files, &self.start.backing)
+        let backing = files[FileId::Backing as usize].durable_all();
+        judge.extract(&self.contents, files, backing)
     }
 }

@@ -115,7 +115,7 @@ impl Campaign {
         for start in &self.starts {
             let start = *start;
             if self.length >= 2 {
-                let first = Op::ALL.iter().map(|op| Piece {
+                let first = Op::ALL.iter().chain(&Op::WHOLE).map(|op| Piece {
                     start,
                     first: Some(*op),
                 });
@@ -133,14 +133,17 @@ impl Campaign {
             None => {
                 scripts.push(Vec::new());
                 if self.length >= 1 {
-                    scripts.extend(Op::ALL.iter().map(|op| vec![*op]));
+                    let all = Op::ALL.iter().chain(&Op::WHOLE);
+                    scripts.extend(all.map(|op| vec![*op]));
                 }
             }
             Some(first) => {
                 let mut level = vec![vec![first]];
                 for _ in 1..self.length {
                     let longer = level.iter().flat_map(|script| {
-                        Op::ALL.iter().map(|op| {
+                        let has_whole = script.iter().any(|op| Op::WHOLE.contains(op));
+                        let whole = Op::WHOLE.iter().filter(move |_| !has_whole);
+                        Op::ALL.iter().chain(whole).map(|op| {
                             let mut longer = script.clone();
                             longer.push(*op);
                             longer

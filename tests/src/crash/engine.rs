@@ -5,17 +5,23 @@ use std::future::pending;
 use std::rc::Rc;
 use std::time::Duration;
 
+use oxcow::commit::{CommitError, CommitOptions, commit};
+use oxcow::create::CreateOptions;
 use oxcow::hydrate::{Clock, Hydration, HydrationOptions};
 use oxcow::image::{NewSnapshot, Preallocation, ResizeOptions};
+use oxcow::qcow2::{Bitmap, Version};
+use oxcow::rebase::{RebaseOptions, keep_differences};
 use oxcow::repair::{RepairMode, repair};
 use oxcow::storage::give_way;
 use oxcow::{
-    Error, File, Format, GuestOffset, Image, OpenOptions, Resolver, Role, Wanted, ZeroMode,
+    AmendOptions, Backing, BackingName, DenyAll, Error, File, Format, GuestOffset, Image,
+    MemoryStorage, OpenOptions, Resolver, Role, Wanted, ZeroMode,
 };
 
 use super::disk::{Queue, SimDisk};
 use super::machine::{FileId, Machine};
-use super::script::Request;
+use super::script::{BitmapRequest, COPIED_BITMAP, NEW_BITMAP, Request};
+use super::starts::OTHER_BACKING;
 
 /// Why an engine did not do what it was asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +58,11 @@ pub trait Engine: Sized {
 
     /// The disk's size in bytes.
     fn size(&self) -> u64;
+
+    /// The image's version and whether it has a backing file, where the engine can change that.
+    fn version(&self) -> Option<(u32, bool)> {
+        None
+    }
 }
 
 /// The engine that this project is about.
@@ -65,6 +76,7 @@ impl Resolver for Siblings {
 
     async fn resolve(&self, wanted: &Wanted<'_>) -> oxcow::Result<File<SimDisk>> {
         let file = match wanted.role {
+            Role::Backing if wanted.name == OTHER_BACKING => FileId::Data,
             Role::Backing => FileId::Backing,
             Role::DataFile => FileId::Data,
         };
@@ -111,6 +123,121 @@ pub async fn open_image(
         ..OpenOptions::default()
     };
     Image::open(file, &options, &resolver).await
+}
+
+/// Commits everything to the backing file, as a program of its own does it. `image` must be opened again then.
+async fn commit_image(image: &Image<SimDisk>) -> oxcow::Result<()> {
+    image.close().await?;
+    let storage = image.top().file().storage.clone();
+    let resolver = Siblings(storage.clone());
+    let open = |storage, format, backing| {
+        let file = File {
+            storage,
+            name: "image.qcow2".into(),
+        };
+        let options = OpenOptions {
+            format: Some(format),
+            writable: true,
+            backing,
+            ..OpenOptions::default()
+        };
+        let resolver = &resolver;
+        async move { Image::open(file, &options, resolver).await }
+    };
+    let below = storage.sibling(FileId::Backing);
+    let overlay = open(storage, Format::Qcow2, Backing::First(1)).await?;
+    let base = open(below, Format::Raw, Backing::Open).await?;
+    let options = CommitOptions {
+        // Several pieces.
+        buffer: 16 << 10,
+        ..CommitOptions::default()
+    };
+    let committed = commit(&overlay, &base, &options, |_, _| true).await;
+    committed.map_err(|error| match error {
+        CommitError::Growing(error) | CommitError::Emptying(error) => error,
+        CommitError::Copying(failed) => failed.source,
+    })?;
+    overlay.close().await
+}
+
+/// Has the image stand on another file. It must be opened again then.
+async fn rebase_image(image: &Image<SimDisk>, backing: Option<&str>) -> oxcow::Result<()> {
+    let storage = image.top().file().storage.sibling(FileId::Data);
+    let file = File {
+        storage: storage.clone(),
+        name: OTHER_BACKING.into(),
+    };
+    let options = OpenOptions {
+        format: Some(Format::Raw),
+        ..OpenOptions::default()
+    };
+    let other = Image::open(file, &options, &Siblings(storage)).await?;
+    let options = RebaseOptions {
+        // Several pieces.
+        buffer: 16 << 10,
+        ..RebaseOptions::default()
+    };
+    let new = backing.map(|_| &other);
+    let kept = keep_differences(image, new, &options, |_, _| true).await;
+    kept.map_err(|failed| failed.source)?;
+    let name = backing.map(|name| BackingName {
+        name: name.into(),
+        format: Some("raw".into()),
+    });
+    image.set_backing(name.as_ref()).await
+}
+
+async fn change_bitmaps(image: &Image<SimDisk>, request: BitmapRequest) -> oxcow::Result<()> {
+    let qcow2 = image.top().as_qcow2();
+    let bitmaps = match qcow2 {
+        Some(qcow2) => qcow2.bitmaps().await?,
+        None => Vec::new(),
+    };
+    let name = |at: Option<&Bitmap>| at.map_or(NEW_BITMAP.to_owned(), |it| it.name.clone());
+    let (first, last) = (name(bitmaps.first()), name(bitmaps.last()));
+    match request {
+        BitmapRequest::Add => image.add_bitmap(NEW_BITMAP, Some(512), false).await,
+        BitmapRequest::Merge => {
+            let same: Option<&Image<SimDisk>> = None;
+            image.merge_bitmap(NEW_BITMAP, same, &first).await
+        }
+        BitmapRequest::Clear => image.clear_bitmap(NEW_BITMAP).await,
+        BitmapRequest::Disable => image.enable_bitmap(&first, false).await,
+        BitmapRequest::Remove => image.remove_bitmap(&last).await,
+        BitmapRequest::Copy => {
+            let source = with_a_bitmap(image.virtual_size()).await?;
+            let qcow2 = source.top().as_qcow2();
+            let bitmaps = match qcow2 {
+                Some(qcow2) => qcow2.bitmaps().await?,
+                None => Vec::new(),
+            };
+            image.copy_bitmaps(&source, &bitmaps).await
+        }
+    }
+}
+
+/// Another image of the same size, with a bitmap that says something and is switched off.
+async fn with_a_bitmap(size: u64) -> oxcow::Result<Image<MemoryStorage>> {
+    let storage = MemoryStorage::default();
+    let options = CreateOptions {
+        size,
+        ..CreateOptions::default()
+    };
+    oxcow::create::create(&storage, None, &options).await?;
+    let file = File {
+        storage,
+        name: "other.qcow2".into(),
+    };
+    let options = OpenOptions {
+        writable: true,
+        ..OpenOptions::default()
+    };
+    let image = Image::open(file, &options, &DenyAll::default()).await?;
+    image.add_bitmap(COPIED_BITMAP, Some(1024), true).await?;
+    image.write_at(GuestOffset(0), &[1; 512]).await?;
+    image.close().await?;
+    image.enable_bitmap(COPIED_BITMAP, false).await?;
+    Ok(image)
 }
 
 /// A clock for simulated machines: time passes when others have run. A second never passes.
@@ -197,6 +324,19 @@ impl Engine for Oxcow {
                 }
             }
             Request::Close => image.close().await?,
+            Request::Commit => commit_image(image).await?,
+            Request::Rebase(backing) => rebase_image(image, *backing).await?,
+            Request::Bitmap(request) => change_bitmaps(image, *request).await?,
+            Request::Version(version) => {
+                let new = *version > 2;
+                let options = AmendOptions {
+                    version: Some(if new { Version::V3 } else { Version::V2 }),
+                    lazy_refcounts: new.then_some(true),
+                    ..AmendOptions::default()
+                };
+                image.amend(&options).await?;
+            }
+            Request::RefcountBits(bits) => image.set_refcount_bits(*bits).await?,
         }
         Ok(())
     }
@@ -213,5 +353,14 @@ impl Engine for Oxcow {
 
     fn size(&self) -> u64 {
         self.0.virtual_size()
+    }
+
+    fn version(&self) -> Option<(u32, bool)> {
+        let qcow2 = self.0.top().as_qcow2()?;
+        let version = match qcow2.header().version {
+            Version::V2 => 2,
+            Version::V3 => 3,
+        };
+        Some((version, qcow2.backing().is_some()))
     }
 }

@@ -88,8 +88,8 @@ pub struct Header {
     pub autoclear: u64,
     pub refcount_order: u32,
     pub header_length: u32,
-    /// Whether it names a backing file.
-    pub backing: bool,
+    /// Where the name of the backing file stands, and how long it is.
+    pub backing: Option<(u64, u32)>,
     /// Where the bitmap directory is, if there are bitmaps.
     pub bitmaps: Option<BitmapsAt>,
 }
@@ -131,7 +131,7 @@ impl Header {
             autoclear: number(88),
             refcount_order: if v3 { be32(sector, 96) } else { 4 },
             header_length: if v3 { be32(sector, 100) } else { 72 },
-            backing: be64(sector, 8) != 0,
+            backing: Some((be64(sector, 8), be32(sector, 16))).filter(|(at, _)| *at != 0),
             bitmaps: None,
         };
         if !(9..=21).contains(&header.cluster_bits) || header.refcount_order > 6 {

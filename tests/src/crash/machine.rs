@@ -19,7 +19,7 @@ pub enum FileId {
     Image,
     /// Its external data file.
     Data,
-    /// Its backing file, which nobody writes.
+    /// Its backing file, which only a commit writes.
     Backing,
 }
 
@@ -152,6 +152,12 @@ impl SimFile {
     #[must_use]
     pub fn durable(&self, sector: usize) -> Content {
         self.durable.get(sector).copied().unwrap_or(Content::ZERO)
+    }
+
+    /// The same of all sectors.
+    #[must_use]
+    pub fn durable_all(&self) -> &[Content] {
+        &self.durable
     }
 
     /// The same, as a slice of one.

@@ -115,6 +115,11 @@ impl Engine for QemuOrder {
             Request::Resize(size, _) => image.grow(*size),
             Request::Repair => Ok(()),
             Request::Close => image.close(),
+            Request::Commit
+            | Request::Rebase(_)
+            | Request::Bitmap(_)
+            | Request::Version(_)
+            | Request::RefcountBits(_) => refused("none of that"),
         }
     }
 

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::contents::{Content, Contents, SECTOR};
 use super::model::{Frozen, Values, World};
-use super::starts::{Geometry, Start, stamp};
+use super::starts::{Geometry, OTHER_BACKING, Start, stamp};
 
 /// One operation of a script. Places are in clusters, so that they mean the same for every cluster size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -61,10 +61,30 @@ pub enum Op {
     Repair,
     /// Closes the image and opens it again.
     Reopen,
+    /// Commits everything to the backing file, and empties the image.
+    Commit,
+    /// Gets another backing file.
+    Rebase,
+    /// Gets none.
+    RebaseToNone,
+    /// Makes a bitmap, and merges another one into it.
+    BitmapAdd,
+    /// Clears that bitmap, and switches the other one off.
+    BitmapClear,
+    /// Drops both.
+    BitmapRemove,
+    /// Copies a bitmap from another image.
+    BitmapCopy,
+    /// Becomes an image of version 2.
+    AmendOld,
+    /// Becomes one of version 3 with lazy refcounts.
+    AmendNew,
+    /// Gets refcounts of 32 bits.
+    AmendWide,
 }
 
 impl Op {
-    /// All of them.
+    /// What a guest and its snapshots need, in every order.
     pub const ALL: [Self; 26] = [
         Self::WriteBytes,
         Self::WriteCluster,
@@ -94,10 +114,40 @@ impl Op {
         Self::Reopen,
     ];
 
+    /// What is done to a whole image once in a while, by a program of its own: at most once in a script.
+    pub const WHOLE: [Self; 10] = [
+        Self::Commit,
+        Self::Rebase,
+        Self::RebaseToNone,
+        Self::BitmapAdd,
+        Self::BitmapClear,
+        Self::BitmapRemove,
+        Self::BitmapCopy,
+        Self::AmendOld,
+        Self::AmendNew,
+        Self::AmendWide,
+    ];
+
+    /// Whether the image is opened again after it: its backing file, or how its tables are read, is another.
+    #[must_use]
+    pub fn reopens(self) -> bool {
+        matches!(
+            self,
+            Self::Reopen
+                | Self::Commit
+                | Self::Rebase
+                | Self::RebaseToNone
+                | Self::AmendOld
+                | Self::AmendNew
+                | Self::AmendWide
+        )
+    }
+
     /// The operation with this name.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|op| format!("{op:?}") == name)
+        let all = Self::ALL.into_iter().chain(Self::WHOLE);
+        all.into_iter().find(|op| format!("{op:?}") == name)
     }
 }
 
@@ -126,7 +176,39 @@ pub enum Request {
     Repair,
     /// Flushes and tidies up.
     Close,
+    /// Commits to the backing file.
+    Commit,
+    /// Has the backing file of this name, and the same content.
+    Rebase(Option<&'static str>),
+    /// Changes bitmaps.
+    Bitmap(BitmapRequest),
+    /// Becomes an image of this version; of version 3 with lazy refcounts.
+    Version(u32),
+    /// Has refcounts of so many bits.
+    RefcountBits(u64),
 }
+
+/// What is done to a bitmap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BitmapRequest {
+    /// Makes [`NEW_BITMAP`], switched off.
+    Add,
+    /// Merges the first bitmap into that.
+    Merge,
+    /// Clears it.
+    Clear,
+    /// Switches the first bitmap off.
+    Disable,
+    /// Drops the last one.
+    Remove,
+    /// Copies one called [`COPIED_BITMAP`] from another image.
+    Copy,
+}
+
+/// The name of a bitmap that is made.
+pub const NEW_BITMAP: &str = "made";
+/// The name of one that is copied.
+pub const COPIED_BITMAP: &str = "copied";
 
 /// What a request means.
 pub enum Meaning {
@@ -191,6 +273,15 @@ impl<'a> Steps<'a> {
 
     /// What `op` asks for in `world`, in this order.
     pub fn of(&mut self, op: Op, world: &World) -> Vec<Step> {
+        let mut steps = self.steps_of(op, world);
+        if op.reopens() {
+            // Whether it is done or refused: the image is opened again, and nothing may wait then.
+            steps.insert(0, Self::close());
+        }
+        steps
+    }
+
+    fn steps_of(&mut self, op: Op, world: &World) -> Vec<Step> {
         let cluster = self.geometry.cluster_bytes;
         let disk = world.size;
         // The first cluster of the second L2 table, or where the disk is too small for one, one in its middle.
@@ -252,7 +343,26 @@ impl<'a> Steps<'a> {
                 meaning: Meaning::Nothing,
                 success: Success::Must,
             }],
-            Op::Reopen => vec![Self::close()],
+            Op::Reopen => Vec::new(),
+            Op::Commit => self.same_content(world, Request::Commit),
+            Op::Rebase => self.same_content(world, Request::Rebase(Some(OTHER_BACKING))),
+            Op::RebaseToNone => self.same_content(world, Request::Rebase(None)),
+            Op::BitmapAdd => self.bitmaps(world, &[BitmapRequest::Add, BitmapRequest::Merge]),
+            Op::BitmapClear => self.bitmaps(world, &[BitmapRequest::Clear, BitmapRequest::Disable]),
+            Op::BitmapRemove => {
+                self.bitmaps(world, &[BitmapRequest::Remove, BitmapRequest::Remove])
+            }
+            Op::BitmapCopy => self.bitmaps(world, &[BitmapRequest::Copy]),
+            // Much can keep an image from it.
+            Op::AmendOld => vec![self.same(world, Request::Version(2), Success::May)],
+            Op::AmendNew => vec![self.same(world, Request::Version(3), Success::Must)],
+            Op::AmendWide => {
+                let success = match self.geometry.version {
+                    2 => Success::MustNot,
+                    _ => Success::Must,
+                };
+                vec![self.same(world, Request::RefcountBits(32), success)]
+            }
         }
     }
 
@@ -334,6 +444,41 @@ impl<'a> Steps<'a> {
             request: Request::Discard(at, end - at),
             success: Success::Must,
         }]
+    }
+
+    /// A transaction by which the disk's content stays what it is. What snapshots leave to the backing file may
+    /// change with it, so that it is not asked for where there are any.
+    fn same_content(&self, world: &World, request: Request) -> Vec<Step> {
+        if !self.geometry.has_backing || !world.snapshots.is_empty() {
+            return Vec::new();
+        }
+        vec![self.same(world, request, Success::Must)]
+    }
+
+    /// A transaction of which the guest sees nothing.
+    fn same(&self, world: &World, request: Request, success: Success) -> Step {
+        let sectors = world.values.latest_all();
+        Step {
+            request,
+            meaning: Meaning::Switch(World::settled(world.size, sectors, world.snapshots.clone())),
+            success,
+        }
+    }
+
+    /// Changes of bitmaps, of which there may be none, nor room for one.
+    fn bitmaps(&self, world: &World, requests: &[BitmapRequest]) -> Vec<Step> {
+        let success = match self.geometry.version {
+            2 => Success::MustNot,
+            _ => Success::May,
+        };
+        let step = |request: &BitmapRequest| self.same(world, Request::Bitmap(*request), success);
+        requests.iter().map(step).collect()
+    }
+
+    /// The image is of this version now, and has a backing file or none.
+    pub fn is_of_version(&mut self, version: u32, has_backing: bool) {
+        self.geometry.version = version;
+        self.geometry.has_backing = has_backing;
     }
 
     fn create(&mut self, world: &World, state_bytes: usize) -> Step {

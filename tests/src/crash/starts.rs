@@ -117,6 +117,11 @@ impl StartKind {
     }
 }
 
+/// The name of the backing file that images have at first.
+pub const BACKING: &str = "below.raw";
+/// The name of the one that they may be rebased to.
+pub const OTHER_BACKING: &str = "other-below.raw";
+
 /// What an operation must know to aim at something interesting.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)]
@@ -179,6 +184,8 @@ const BEFORE: u32 = 0x20_0000;
 const LONG_BEFORE: u32 = 0x30_0000;
 /// The tag of a backing file.
 const BELOW: u32 = 0x40_0000;
+/// The tag of the one that an image may be rebased to.
+const OTHER_BELOW: u32 = 0x50_0000;
 
 fn first(sector: usize) -> Bytes {
     stamp(AT_FIRST, sector)
@@ -199,6 +206,19 @@ fn some_data(builder: &mut Builder, tag: u32) {
 
 fn below(sectors: usize) -> Vec<Bytes> {
     (0..sectors).map(|sector| stamp(BELOW, sector)).collect()
+}
+
+/// Another backing file, with the same content here and there.
+fn other_below(sectors: usize) -> Vec<Bytes> {
+    let mut other = below(sectors);
+    for (sector, bytes) in other.iter_mut().enumerate() {
+        match sector / 8 % 4 {
+            1 => *bytes = stamp(OTHER_BELOW, sector),
+            2 => *bytes = [0; SECTOR],
+            _ => {}
+        }
+    }
+    other
 }
 
 impl Start {
@@ -224,13 +244,20 @@ impl Start {
         let sectors = &built.disk.sectors;
         let world = World::settled(size(sectors), guest(sectors), snapshots);
         let backing_bytes = backing.concat();
+        // The place of the data file, which no image has that has a backing file.
+        let mut data = built.data;
+        if layout.backing.is_some() {
+            let other = other_below(backing.len() - 7);
+            guest(&other);
+            data = other.concat();
+        }
         let cluster_bytes = 1 << layout.cluster_bits;
         let entry_bytes = if layout.extended_l2 { 16 } else { 8 };
         Self {
             kind,
             files: [
                 SimFile::new(contents, &built.image),
-                SimFile::new(contents, &built.data),
+                SimFile::new(contents, &data),
                 SimFile::new(contents, &backing_bytes),
             ],
             world,
@@ -247,7 +274,7 @@ impl Start {
                 can_share: layout.refcount_order > 0,
             },
             image: built.image,
-            data: built.data,
+            data,
             backing_bytes,
         }
     }
@@ -255,7 +282,7 @@ impl Start {
 
 fn layout_of(kind: StartKind) -> Layout {
     let plain = Layout::default();
-    let backing = Some("below.raw");
+    let backing = Some(BACKING);
     match kind {
         StartKind::Empty
         | StartKind::Preallocated

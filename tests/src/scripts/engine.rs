@@ -143,6 +143,7 @@ pub fn create(setup: &Setup, dir: &Path) -> Result<(), Error> {
         backing_format: setup.base.as_ref().map(|base| base.format.to_owned()),
         data_file: data_file.is_some().then(|| DATA_FILE.to_owned()),
         data_file_raw: setup.data == Data::Raw,
+        encryption: None,
     };
     block_on(oxcow::create::create(
         &make(IMAGE)?,

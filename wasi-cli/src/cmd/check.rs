@@ -179,6 +179,11 @@ fn repair(
 ) -> Result<RepairReport, Failure> {
     let report = block_on(repair::repair(image, mode, &mut Printer))
         .map_err(|error| failed(given, error))?;
+    if report.found.is_clean() {
+        // Opened for writing, so what an image says that this program does not know is said no more, though
+        // there was nothing to repair.
+        block_on(image.flush()).map_err(|error| failed(given, error))?;
+    }
     open::close(image, given)?;
     Ok(report)
 }

@@ -62,6 +62,7 @@ fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
             "strict" => strict = true,
             "a-format" => first.format = Some(value),
             "b-format" => second.format = Some(value),
+            "object" => first.option(name, value)?,
             // All others are about both.
             _ => {
                 first.option(name, value.clone())?;

@@ -1,6 +1,7 @@
 //! `create`: a new, empty image.
 
 use std::io;
+use std::ops::Range;
 
 use oxcow::create as engine;
 use oxcow::qcow2::{Compression, Version};
@@ -13,7 +14,7 @@ use crate::failure::{Failure, Outcome};
 use crate::file::{self, FileStorage, Identity, Lock, block_on};
 use crate::name::{self, Name};
 use crate::open::{self, check_object};
-use crate::{outln, size};
+use crate::{encrypt, outln, size};
 
 pub const COMMAND: Command = Command {
     name: "create",
@@ -59,7 +60,7 @@ const SAME_AS_BACKING: &str =
 const PIECE: usize = 1 << 20;
 
 /// What an image can say its backing file is: QEMU's names, apart from those that are too long to be read again.
-const BACKING_FORMATS: &[&str] = &[
+pub const BACKING_FORMATS: &[&str] = &[
     "blkdebug",
     "blklogwrites",
     "blkreplay",
@@ -102,6 +103,9 @@ const BACKING_FORMATS: &[&str] = &[
     "vpc",
     "vvfat",
 ];
+
+/// Formats of QEMU's that it does not create either.
+const READ_ONLY_FORMATS: &[&str] = &["bochs", "cloop", "dmg"];
 
 /// Everything that the command line says.
 #[derive(Default)]
@@ -193,6 +197,7 @@ fn create(request: &Request, format: &str, given: &str, size: Option<u64>) -> Re
     }
     match format {
         "qcow2" => create_qcow2(&name.path, &options, Users::Overlay(&sources)),
+        "luks" => create_luks(&name.path, &options, &[]),
         _ => create_raw(&name.path, format, size, options.get("preallocation"), &[]),
     }
 }
@@ -200,7 +205,10 @@ fn create(request: &Request, format: &str, given: &str, size: Option<u64>) -> Re
 fn check_format(format: &str) -> Result<(), String> {
     match format {
         // The protocol beneath every format makes the same file as raw.
-        "raw" | "qcow2" | "file" => Ok(()),
+        "raw" | "qcow2" | "luks" | "file" => Ok(()),
+        other if READ_ONLY_FORMATS.contains(&other) => Err(format!(
+            "Format driver '{other}' does not support image creation"
+        )),
         other => Err(format!("Unknown file format '{other}'")),
     }
 }
@@ -295,7 +303,7 @@ fn qcow2_options(options: &CreateOptions) -> Result<engine::CreateOptions, Strin
         Some(other) if !BACKING_FORMATS.contains(&other) => return unknown("backing-fmt", other),
         _ => {}
     }
-    let encrypted = encryption(options)?;
+    check_encryption(options)?;
     let preallocation = match options.get("preallocation") {
         None | Some("off") => Preallocation::Off,
         Some("metadata") => Preallocation::Metadata,
@@ -324,6 +332,7 @@ fn qcow2_options(options: &CreateOptions) -> Result<engine::CreateOptions, Strin
         backing_format: text("backing_fmt"),
         data_file: text("data_file"),
         data_file_raw: options.is_on("data_file_raw"),
+        ..default
     };
     asked.check().map_err(|error| match asked.size {
         size if size > size::MAX && error.to_string().contains("size is too large") => {
@@ -331,15 +340,15 @@ fn qcow2_options(options: &CreateOptions) -> Result<engine::CreateOptions, Strin
         }
         _ => error.to_string(),
     })?;
-    match (encrypted, options.get("encrypt.key-secret")) {
-        (false, _) => Ok(asked),
-        (true, None) => Err("Parameter 'encrypt.key-secret' is required for cipher".to_owned()),
-        (true, Some(_)) => Err("Creating encrypted images is not supported yet".to_owned()),
-    }
+    let encryption = encrypt::of_qcow2(options)?;
+    Ok(engine::CreateOptions {
+        encryption,
+        ..asked
+    })
 }
 
-/// Whether the image is to be encrypted, which it cannot be yet.
-fn encryption(options: &CreateOptions) -> Result<bool, String> {
+/// Whether the options about encryption go together.
+fn check_encryption(options: &CreateOptions) -> Result<(), String> {
     let others = [
         "encrypt.key-secret",
         "encrypt.cipher-alg",
@@ -350,15 +359,15 @@ fn encryption(options: &CreateOptions) -> Result<bool, String> {
         "encrypt.iter-time",
     ];
     match options.get("encrypt.format") {
-        Some("aes" | "luks") => Ok(true),
+        Some("aes" | "luks") => Ok(()),
         Some(other) => Err(format!(
             "Parameter 'format' does not accept value '{other}'"
         )),
-        None if options.is_on("encryption") => Ok(true),
+        None if options.is_on("encryption") => Ok(()),
         None if others.iter().any(|name| options.get(name).is_some()) => {
             Err("Parameter 'encrypt.format' is missing".to_owned())
         }
-        None => Ok(false),
+        None => Ok(()),
     }
 }
 
@@ -552,15 +561,53 @@ pub fn create_raw(
     let Some(what) = allocating else {
         return Ok(());
     };
+    write_zeros(&storage, 0..size).map_err(|source| could_not(what, source))
+}
+
+fn write_zeros(storage: &FileStorage, range: Range<u64>) -> io::Result<()> {
     block_on(async {
-        let zeros = vec![0; size.min(PIECE as u64) as usize];
-        let mut done = 0;
-        while done < size {
-            let step = (size - done).min(zeros.len() as u64);
-            storage.write_at(done, &zeros[..step as usize]).await?;
-            done += step;
+        let zeros = vec![0; PIECE];
+        let mut at = range.start;
+        while at < range.end {
+            let step = (range.end - at).min(PIECE as u64);
+            storage.write_at(at, &zeros[..step as usize]).await?;
+            at += step;
         }
         storage.flush().await
     })
-    .map_err(|source| could_not(what, source))
+}
+
+/// Creates a plain LUKS image, which must be none of `sources`; an error is its words without the name.
+pub fn create_luks(
+    path: &str,
+    options: &CreateOptions,
+    sources: &[Identity],
+) -> Result<(), String> {
+    let allocated = match options.get("preallocation") {
+        None | Some("off" | "metadata") => false,
+        Some("falloc" | "full") => true,
+        Some(other) => return Err(format!("invalid parameter value: {other}")),
+    };
+    let header = encrypt::of_luks(options)?;
+    let size = options.size("size").unwrap_or(0);
+    let size = size
+        .checked_next_multiple_of(512)
+        .filter(|&size| size <= size::MAX)
+        .ok_or_else(|| "The requested file size is too large".to_owned())?;
+    let file = NewFile::open(path)?;
+    if file.is_one_of(sources) {
+        return Err(file.in_use());
+    }
+    let created = block_on(engine::create_luks(&file.storage, &header, size));
+    let created = created.map_err(|error| error.to_string()).and_then(|()| {
+        let start = block_on(file.storage.len()).map(|length| length - size);
+        let written = start.and_then(|start| match allocated {
+            true => write_zeros(&file.storage, start..start + size),
+            false => Ok(()),
+        });
+        written.map_err(|source| {
+            oxcow::Error::io("Could not write zeros for preallocation", 0, source).to_string()
+        })
+    });
+    created.inspect_err(|_| file.remove())
 }

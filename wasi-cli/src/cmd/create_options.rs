@@ -38,6 +38,38 @@ const FILE_OPTIONS: &[Known] = &[
 
 const RAW_OPTIONS: &[Known] = &[SIZE];
 
+const LUKS_OPTIONS: &[Known] = &[
+    SIZE,
+    (
+        "key-secret",
+        Kind::Text,
+        "ID of the secret that provides the keyslot passphrase",
+    ),
+    (
+        "cipher-alg",
+        Kind::Text,
+        "Name of encryption cipher algorithm",
+    ),
+    ("cipher-mode", Kind::Text, "Name of encryption cipher mode"),
+    ("ivgen-alg", Kind::Text, "Name of IV generator algorithm"),
+    (
+        "ivgen-hash-alg",
+        Kind::Text,
+        "Name of IV generator hash algorithm",
+    ),
+    ("hash-alg", Kind::Text, "Name of encryption hash algorithm"),
+    (
+        "iter-time",
+        Kind::Number,
+        "Time to spend in PBKDF in milliseconds",
+    ),
+    (
+        "detached-header",
+        Kind::Bool,
+        "Create a detached LUKS header",
+    ),
+];
+
 const QCOW2_OPTIONS: &[Known] = &[
     (
         "encryption",
@@ -135,6 +167,7 @@ const QCOW2_DEFAULTS: &[(&str, &str)] = &[
 fn own(format: &str) -> &'static [Known] {
     match format {
         "qcow2" => QCOW2_OPTIONS,
+        "luks" => LUKS_OPTIONS,
         _ => RAW_OPTIONS,
     }
 }

@@ -1,14 +1,16 @@
-//! `dd`: part of a disk into a raw file, by operands as dd's.
+//! `dd`: part of a disk into a new file, by operands as dd's.
 
-use oxcow::{GuestOffset, Storage};
+use oxcow::{GuestOffset, Image, Storage};
 
 use super::convert::new_target;
+use super::create::{self, Users};
+use super::create_options::CreateOptions;
 use super::{Command, Context};
 use crate::args::Spec;
 use crate::console;
 use crate::failure::{Failure, Outcome};
-use crate::file::block_on;
-use crate::open::Source;
+use crate::file::{FileStorage, block_on};
+use crate::open::{self, Source};
 use crate::size;
 
 pub const COMMAND: Command = Command {
@@ -23,7 +25,7 @@ pub const COMMAND: Command = Command {
   --image-opts
      INPUT is a list of options such as driver=qcow2,file.filename=disk.img
   -O, --output-format OUTPUT_FMT
-     the format of OUTPUT (default raw; the only one so far)
+     the format of OUTPUT: raw (default) or qcow2
   -U, --force-share
      accepted for compatibility: nothing is locked
   bs=BLOCK_SIZE
@@ -75,23 +77,17 @@ fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
     };
     source.check()?;
     let image = source.open(&input)?;
-    match target_format.as_str() {
-        "raw" => {}
-        "qcow2" => return Err(Failure::new("Converting to 'qcow2' is not supported yet")),
-        _ => return Err(Failure::new("Unknown file format")),
+    if !matches!(target_format.as_str(), "raw" | "file" | "qcow2") {
+        return Err(Failure::new("Unknown file format"));
     }
+    create::file_name(&output).map_err(Failure::new)?;
     // As qemu-img has it, skipped blocks count.
     let end = count
         .and_then(|count| count.checked_mul(block))
         .map_or(image.virtual_size(), |end| end.min(image.virtual_size()));
     let start = skip.checked_mul(block).filter(|start| *start <= end);
     let length = start.map_or(0, |start| end - start);
-    // A raw disk has whole sectors.
-    let target = new_target(&output, &image, length.next_multiple_of(512)).map_err(|error| {
-        Failure::new(format!(
-            "{output}: error while creating output image: {error}"
-        ))
-    })?;
+    let target = Target::create(&output, &target_format, &image, length)?;
     let Some(start) = start else {
         console::error_line(&format!(
             "{}: {input}: cannot skip to specified offset",
@@ -108,10 +104,67 @@ fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
                 "error while reading from input image file: {error}"
             ))
         })?;
-        block_on(target.write_at(done, chunk)).map_err(|error| {
-            Failure::new(format!("error while writing to output image file: {error}"))
-        })?;
+        target.write(done, chunk)?;
         done += chunk.len() as u64;
     }
+    target.close(&output)?;
     Ok(0)
+}
+
+/// What is written to.
+enum Target {
+    Raw(FileStorage),
+    Qcow2(Box<Image<FileStorage>>),
+}
+
+impl Target {
+    /// A new file for so many bytes.
+    fn create(
+        given: &str,
+        format: &str,
+        source: &Image<FileStorage>,
+        length: u64,
+    ) -> Result<Self, Failure> {
+        let failed = |error: String| {
+            Failure::new(format!(
+                "{given}: error while creating output image: {error}"
+            ))
+        };
+        if format != "qcow2" {
+            // A raw disk has whole sectors.
+            let target = new_target(given, source, length.next_multiple_of(512));
+            return target.map(Self::Raw).map_err(failed);
+        }
+        let name = create::file_name(given).map_err(failed)?;
+        let mut options = CreateOptions::default();
+        options.set("size", &length.to_string());
+        let sources = open::identities(source);
+        create::create_qcow2(&name.path, &options, Users::Sources(&sources)).map_err(failed)?;
+        let target = Source {
+            format: Some(format.to_owned()),
+            ..Source::default()
+        };
+        Ok(Self::Qcow2(Box::new(target.open_writable(given)?)))
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<(), Failure> {
+        let failed = |error: &dyn std::fmt::Display| {
+            Failure::new(format!("error while writing to output image file: {error}"))
+        };
+        match self {
+            Self::Raw(storage) => {
+                block_on(storage.write_at(at, bytes)).map_err(|error| failed(&error))
+            }
+            Self::Qcow2(image) => {
+                block_on(image.write_at(GuestOffset(at), bytes)).map_err(|error| failed(&error))
+            }
+        }
+    }
+
+    fn close(&self, given: &str) -> Result<(), Failure> {
+        match self {
+            Self::Raw(_) => Ok(()),
+            Self::Qcow2(image) => open::close(image, given),
+        }
+    }
 }

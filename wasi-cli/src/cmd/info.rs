@@ -89,7 +89,9 @@ fn collect(source: &Source, given: String, chain: bool) -> Result<Vec<ImageInfo>
             )));
         }
         let image = source.open_alone(&given)?;
-        let info = describe(&image, &given)?;
+        let mut info = describe(&image, &given)?;
+        let described = source.name(&given)?.described(&info.format.to_string());
+        info.filename = described.unwrap_or(info.filename);
         if let (true, Some(below)) = (chain, &info.full_backing_filename) {
             let format = info.backing_filename_format.clone();
             next = Some((

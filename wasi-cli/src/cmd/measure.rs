@@ -112,12 +112,15 @@ fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
         true,
     );
     let options = options?;
-    let measured = match (target_format.as_str(), &image) {
+    let mut measured = match (target_format.as_str(), &image) {
         ("qcow2", Some(image)) => block_on(measure::qcow2_from(image, &qcow2_target(&options)?))?,
         ("qcow2", None) => measure::qcow2(size.unwrap_or(0), &qcow2_target(&options)?)?,
         (_, Some(image)) => measure::raw(image.virtual_size()),
         (_, None) => measure::raw(size.unwrap_or(0)),
     };
+    if matches!(options.get("compat"), Some("0.10" | "v2")) {
+        measured.bitmaps = None; // Version 2 has none.
+    }
     match output {
         Output::Human => print_human(&measured),
         Output::Json => outln!("{}", json::report(&measured).map_err(Failure::new)?),

@@ -1,11 +1,15 @@
 //! The sub-commands, one file each.
 
+mod amend;
 mod backup;
+mod bench;
+mod bitmap;
 mod check;
+mod commit;
 mod compare;
 mod convert;
 mod create;
-mod create_options;
+pub mod create_options;
 mod dd;
 mod hydrate;
 mod info;
@@ -13,6 +17,7 @@ mod inspect;
 mod io;
 mod map;
 mod measure;
+mod rebase;
 mod resize;
 mod snapshot;
 
@@ -43,15 +48,12 @@ pub struct Command {
 
 /// Every sub-command, in the order of the help.
 pub const COMMANDS: &[Command] = &[
-    not_yet("amend", "Update format-specific options of the image"),
+    amend::COMMAND,
     backup::COMMAND,
-    not_yet("bench", "Run simple image benchmark"),
-    not_yet(
-        "bitmap",
-        "Perform modifications of the persistent bitmap in the image",
-    ),
+    bench::COMMAND,
+    bitmap::COMMAND,
     check::COMMAND,
-    not_yet("commit", "Commit image to its backing file"),
+    commit::COMMAND,
     compare::COMMAND,
     convert::COMMAND,
     create::COMMAND,
@@ -62,25 +64,10 @@ pub const COMMANDS: &[Command] = &[
     io::COMMAND,
     map::COMMAND,
     measure::COMMAND,
-    not_yet("rebase", "Change backing file of the image"),
+    rebase::COMMAND,
     resize::COMMAND,
     snapshot::COMMAND,
 ];
-
-/// A sub-command of qemu-img's that this version does not have.
-const fn not_yet(name: &'static str, about: &'static str) -> Command {
-    Command {
-        name,
-        about,
-        usage: "",
-        run: |context, _| {
-            Err(Failure::new(format!(
-                "'{}' is not supported yet",
-                context.command.name
-            )))
-        },
-    }
-}
 
 impl Context<'_> {
     /// Hands each option to `each`, by its long name where it has one, and gives back the operands. Where the

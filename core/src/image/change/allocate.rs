@@ -8,6 +8,7 @@ use crate::image::change::refcounts::Found;
 use crate::image::change::state::Reservation;
 use crate::image::lock::RangeGuard;
 use crate::image::ordering::{OrderingPoint, upheld};
+use crate::qcow2::Encryption;
 use crate::storage::Storage;
 use crate::units::HostOffset;
 
@@ -20,10 +21,18 @@ const KEPT_BLOCKS: usize = 64;
 pub(crate) struct NeedsBlock(pub u64);
 
 impl<'a, S: Storage> Engine<'a, S> {
-    /// Up to `wanted` free clusters that follow one another; at least one.
-    pub async fn allocate(&self, wanted: u64) -> Result<(Range<u64>, Reservation<'a>)> {
+    /// Up to `wanted` free clusters that follow one another, at least one, for what begins at `guest`.
+    ///
+    /// The L2 table that will name them gets its place first, as in QEMU: what is written one after the other
+    /// then lies behind its table in one piece.
+    pub async fn allocate(&self, guest: u64, wanted: u64) -> Result<(Range<u64>, Reservation<'a>)> {
         loop {
             let tables = self.state.tables.lock_all().await;
+            if let Err(needs) = self.writable_table(guest, &tables).await? {
+                drop(tables);
+                self.count_more(needs).await?;
+                continue;
+            }
             if !upheld(OrderingPoint::Quarantine) {
                 let early = std::mem::take(&mut self.state.epoch.borrow_mut().unlinked);
                 self.give_back(early).await?;
@@ -116,9 +125,12 @@ impl<'a, S: Storage> Engine<'a, S> {
         self.qcow2.l2_format.cluster_size.index_of(byte.0) == cluster
     }
 
-    /// Whether nothing was ever written to the clusters from byte `offset` on, so that they read as zeros.
+    /// Whether nothing was ever written to the clusters from byte `offset` on, so that they read as zeros:
+    /// never where they would be decrypted.
     pub fn is_virgin(&self, offset: u64) -> bool {
-        let virgin = offset >= self.state.virgin_from.get() && !self.qcow2.l2_format.data_file;
+        let virgin = offset >= self.state.virgin_from.get()
+            && !self.qcow2.l2_format.data_file
+            && self.qcow2.header().encryption == Encryption::None;
         virgin || !upheld(OrderingPoint::FillNewCluster)
     }
 

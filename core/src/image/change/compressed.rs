@@ -43,7 +43,7 @@ impl<S: Storage> Engine<'_, S> {
     }
 
     async fn write_compressed_cluster(&self, guest: u64, bytes: &[u8]) -> Result<()> {
-        let (host, mut reservation) = self.allocate_bytes(bytes.len() as u64).await?;
+        let (host, mut reservation) = self.allocate_bytes(guest, bytes.len() as u64).await?;
         let format = self.qcow2.l2_format;
         let Some(entry) = format.compressed_entry(host, bytes.len() as u64) else {
             return Err(Error::OutOfRange(
@@ -59,9 +59,18 @@ impl<S: Storage> Engine<'_, S> {
     }
 
     /// Room for `length` bytes, at most a cluster: behind the last compressed cluster where there is some.
-    async fn allocate_bytes(&self, length: u64) -> Result<(HostOffset, Reservation<'_>)> {
+    async fn allocate_bytes(
+        &self,
+        guest: u64,
+        length: u64,
+    ) -> Result<(HostOffset, Reservation<'_>)> {
         loop {
             let tables = self.state.tables.lock_all().await;
+            if let Err(needs) = self.writable_table(guest, &tables).await? {
+                drop(tables);
+                self.count_more(needs).await?;
+                continue;
+            }
             match self.take_bytes(length, &tables).await? {
                 Ok((host, clusters)) => {
                     return Ok((host, Reservation::new(self.state, clusters)));

@@ -6,7 +6,7 @@ use crate::image::change::Engine;
 use crate::image::ordering::{OrderingPoint, upheld};
 use crate::qcow2::l2::L2Entry;
 use crate::storage::Storage;
-use crate::units::{GuestOffset, HostOffset};
+use crate::units::{GuestOffset, HostOffset, SECTOR};
 
 /// The most data that one allocation is made for, in bytes.
 const MAX_STEP: u64 = 4 << 20;
@@ -34,8 +34,11 @@ struct Part {
 impl<S: Storage> Engine<'_, S> {
     /// Writes `data` at `guest`; the range is locked.
     pub async fn write_guest(&self, guest: GuestOffset, data: &[u8]) -> Result<()> {
-        let mut at = guest.0;
-        let mut rest = data;
+        let whole = self.whole_sectors(guest.0, data).await?;
+        let (mut at, mut rest) = match &whole {
+            None => (guest.0, data),
+            Some((at, sectors)) => (*at, &sectors[..]),
+        };
         while !rest.is_empty() {
             let done = self.write_step(at, rest).await?;
             at += done as u64;
@@ -43,6 +46,29 @@ impl<S: Storage> Engine<'_, S> {
             self.commit_if_full().await?;
         }
         Ok(())
+    }
+
+    /// With what the guest sees before and behind `data` in the same sectors, where encryption needs them as
+    /// a whole and they are not.
+    async fn whole_sectors(&self, at: u64, data: &[u8]) -> Result<Option<(u64, Vec<u8>)>> {
+        let start = at / SECTOR * SECTOR;
+        let end = (at + data.len() as u64).next_multiple_of(SECTOR);
+        let whole = end - start;
+        if self.qcow2.volume()?.is_none() || data.is_empty() || whole == data.len() as u64 {
+            return Ok(None);
+        }
+        let mut sectors = vec![0; whole as usize];
+        let within = (at - start) as usize;
+        if within > 0 {
+            self.read_old(start, &mut sectors[..within]).await?;
+        }
+        let behind = within + data.len();
+        if behind < sectors.len() {
+            self.read_old(start + behind as u64, &mut sectors[behind..])
+                .await?;
+        }
+        sectors[within..behind].copy_from_slice(data);
+        Ok(Some((start, sectors)))
     }
 
     /// Writes the beginning of `data` and returns how much of it.
@@ -118,14 +144,17 @@ impl<S: Storage> Engine<'_, S> {
             }
             length += left;
         }
-        self.write_data(start, &data[..length as usize]).await?;
+        self.write_content(at, HostOffset(start), &data[..length as usize])
+            .await?;
         Ok(length as usize)
     }
 
     /// Writes whole clusters to new places.
     async fn write_new_clusters(&self, first: Cluster, data: &[u8]) -> Result<usize> {
         let size = self.cluster_bytes();
-        let whole = (data.len() as u64).min(MAX_STEP.max(size)) / size;
+        let coverage = self.qcow2.header().l1_coverage();
+        let in_table = coverage - first.guest % coverage;
+        let whole = (data.len() as u64).min(MAX_STEP.max(size)).min(in_table) / size;
         let mut wanted = 1;
         while wanted < whole {
             let next = self.cluster_at(first.guest + wanted * size).await;
@@ -137,19 +166,22 @@ impl<S: Storage> Engine<'_, S> {
         let all = self.qcow2.l2_format.granules(0, size);
         if self.qcow2.l2_format.data_file {
             let bytes = (wanted * size) as usize;
-            self.write_data(first.guest, &data[..bytes]).await?;
+            let place = HostOffset(first.guest);
+            self.write_content(first.guest, place, &data[..bytes])
+                .await?;
             for index in 0..wanted {
                 let guest = first.guest + index * size;
                 self.link_data(guest, HostOffset(guest), all, 0).await?;
             }
             return Ok(bytes);
         }
-        let (clusters, mut reservation) = self.allocate(wanted).await?;
+        let (clusters, mut reservation) = self.allocate(first.guest, wanted).await?;
         let start = clusters.start * size;
         let count = clusters.end - clusters.start;
         let bytes = (count * size) as usize;
         self.no_longer_virgin(start + bytes as u64);
-        self.write_data(start, &data[..bytes]).await?;
+        self.write_content(first.guest, HostOffset(start), &data[..bytes])
+            .await?;
         for index in 0..count {
             let host = HostOffset(start + index * size);
             self.link_data(first.guest + index * size, host, all, 0)
@@ -184,7 +216,9 @@ impl<S: Storage> Engine<'_, S> {
             },
         };
         let bytes = self.filled(cluster, hull, part, data).await?;
-        self.write_data(own.0 + hull.start, &bytes).await?;
+        let place = HostOffset(own.0 + hull.start);
+        self.write_content(cluster.guest + hull.start, place, &bytes)
+            .await?;
         let with_data = cluster.data | touched;
         self.link_data(cluster.guest, own, with_data, cluster.zeros & !with_data)
             .await
@@ -207,17 +241,21 @@ impl<S: Storage> Engine<'_, S> {
         if format.data_file {
             let host = HostOffset(cluster.guest);
             let bytes = self.filled(cluster, hull, part, data).await?;
-            self.write_data(host.0 + hull.start, &bytes).await?;
+            let place = HostOffset(host.0 + hull.start);
+            self.write_content(cluster.guest + hull.start, place, &bytes)
+                .await?;
             return self.link_data(cluster.guest, host, with_data, zeros).await;
         }
-        let (clusters, mut reservation) = self.allocate(1).await?;
+        let (clusters, mut reservation) = self.allocate(cluster.guest, 1).await?;
         let host = HostOffset(clusters.start * self.cluster_bytes());
         if self.is_virgin(host.0) && self.reads_as_zeros(cluster.guest, hull).await? {
             hull = part; // What surrounds it reads as zeros on the host as it is.
         }
         self.no_longer_virgin(host.0 + self.cluster_bytes());
         let bytes = self.filled(cluster, hull, part, data).await?;
-        self.write_data(host.0 + hull.start, &bytes).await?;
+        let place = HostOffset(host.0 + hull.start);
+        self.write_content(cluster.guest + hull.start, place, &bytes)
+            .await?;
         self.link_data(cluster.guest, host, with_data, zeros)
             .await?;
         reservation.linked_all();

@@ -5,9 +5,11 @@ use std::io;
 
 use crate::chain::File;
 use crate::error::{Error, Result, Text};
+use crate::image::Qcow2;
 use crate::image::change::Engine;
 use crate::image::ordering::{OrderingPoint, upheld};
 use crate::storage::{Storage, read_padded};
+use crate::units::{GuestOffset, HostOffset};
 
 /// Counts a write that is given up half way.
 pub(super) struct GivenUp<'a>(pub &'a Cell<u64>);
@@ -35,6 +37,26 @@ impl<S: Storage> Engine<'_, S> {
     pub async fn write_data(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         let result = self.write(self.qcow2.content_file()?, offset, bytes).await;
         result.map_err(|error| Error::io("", offset, error))
+    }
+
+    /// As [`Self::write_data`], of what the guest wrote at `guest`: encrypted, where the image is. Whole
+    /// sectors then.
+    pub async fn write_content(&self, guest: u64, host: HostOffset, bytes: &[u8]) -> Result<()> {
+        /// How much is encrypted at once, in bytes: whole sectors.
+        const PIECE: usize = 1 << 20;
+        let Some(volume) = self.qcow2.volume()? else {
+            return self.write_data(host.0, bytes).await;
+        };
+        let mut done = 0;
+        for piece in bytes.chunks(PIECE) {
+            let at = HostOffset(host.0 + done);
+            let sector = Qcow2::<S>::cipher_sector(volume, GuestOffset(guest + done), at);
+            let mut piece = piece.to_vec();
+            volume.encrypt(sector, &mut piece);
+            self.write_data(at.0, &piece).await?;
+            done += piece.len() as u64;
+        }
+        Ok(())
     }
 
     /// Writes metadata that nothing points to: a failure is the operation's, the image stays good.

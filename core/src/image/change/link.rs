@@ -88,7 +88,7 @@ impl<S: Storage> Engine<'_, S> {
     }
 
     /// The L2 table that covers `guest`, in a cluster that is the active state's own.
-    async fn writable_table(
+    pub async fn writable_table(
         &self,
         guest: u64,
         held: &RangeGuard<'_>,

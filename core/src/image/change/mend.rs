@@ -14,8 +14,9 @@ use crate::units::SECTOR;
 /// Refuses what only a repair may write to (QEMU-COMPAT rule 14).
 pub(super) fn check_writable(header: &Header) -> Result<()> {
     if header.incompatible.has(Incompatible::CORRUPT) {
-        return Err(Error::Refused(
-            "Image is corrupt; cannot be opened read/write".into(),
+        return Err(Error::corrupt(
+            "Image is corrupt; cannot be opened read/write",
+            Place::of(Structure::Header),
         ));
     }
     if header.refcount_table.entries == 0 {

@@ -5,15 +5,21 @@
 //! (`shadow`, `header`).
 
 mod allocate;
+mod amend;
+mod area;
+mod backing;
 pub(crate) mod before;
-mod bitmaps;
+pub(crate) mod bitmaps;
 mod commit;
 mod compressed;
 mod detach;
+mod empty;
 mod guest;
 mod header;
 mod hydrate;
 mod io;
+#[cfg(feature = "encryption")]
+mod keys;
 mod link;
 mod mend;
 mod refcounts;
@@ -24,21 +30,26 @@ pub(crate) mod state;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod width;
 mod zero;
 
 use std::cell::RefCell;
 use std::ops::Range;
 use std::rc::Rc;
 
+use crate::crypto::Volume;
 use crate::error::{Error, Result};
 use crate::image::activity::{Activity, UnderWay};
 use crate::image::lock::{Access, RangeGuard};
 use crate::image::{Image, Layer, Qcow2};
-use crate::qcow2::{Encryption, Header};
+use crate::qcow2::Header;
 use crate::storage::Storage;
-use crate::units::GuestOffset;
+use crate::units::{GuestOffset, SECTOR};
+pub use amend::AmendOptions;
 use before::BeforeChange;
 pub(crate) use detach::NeededBy;
+#[cfg(feature = "encryption")]
+pub use keys::KeyChange;
 use refcounts::Refcounts;
 use state::Changing;
 
@@ -392,11 +403,7 @@ impl<'a, S: Storage> Engine<'a, S> {
 
     /// Refuses what would store bytes that the guest could not read again.
     fn check_guest_data(&self) -> Result<()> {
-        if self.qcow2.header().encryption != Encryption::None {
-            return Err(Error::Unsupported(
-                "Writing to an encrypted image is not supported yet".into(),
-            ));
-        }
+        self.qcow2.volume()?;
         if self.qcow2.backing().is_some() && self.image.layers().len() == 1 {
             return Err(Error::Refused(
                 "The image's backing file was not opened, so that parts of clusters cannot be written".into(),
@@ -411,7 +418,8 @@ impl<'a, S: Storage> Engine<'a, S> {
         let end = offset.0.saturating_add(length);
         let whole = offset.is_aligned(size)
             && (end.is_multiple_of(size) || end == self.image.virtual_size());
-        if whole && self.qcow2.header().encryption == Encryption::None {
+        self.qcow2.volume()?;
+        if whole {
             return self.qcow2.content_file().map(drop);
         }
         self.check_guest_data()
@@ -448,10 +456,22 @@ impl<S: Storage> Image<S> {
         let (Layer::Raw(raw), Some(state)) = (self.top(), &self.changing) else {
             return Ok(());
         };
+        let volume = raw.volume()?;
         let _under_way = state.activity.begin();
         let range = offset.0..offset.0.saturating_add(data.len() as u64);
-        let _held = state.hold(range.clone(), 1).await;
+        // Encrypted sectors are read and written as a whole.
+        let unit = if volume.is_some() { SECTOR } else { 1 };
+        let _held = state.hold(range.clone(), unit).await;
         self.before_change(state, range).await?;
+        let encrypted;
+        let (offset, data) = match volume {
+            None => (offset, data),
+            Some(volume) => {
+                let start = GuestOffset(offset.0 / SECTOR * SECTOR);
+                encrypted = self.encrypted_sectors(volume, start, offset, data).await?;
+                (start, &encrypted[..])
+            }
+        };
         self.count_raw(|counts| {
             counts.writes += 1;
             counts.written_bytes += data.len() as u64;
@@ -460,6 +480,29 @@ impl<S: Storage> Image<S> {
         let result = raw.write(offset, data).await;
         std::mem::forget(given_up);
         result.map_err(|error| Error::io("", offset.0, error))
+    }
+
+    /// The sectors from `start` on that hold `data` at `offset`, encrypted.
+    async fn encrypted_sectors(
+        &self,
+        volume: &Volume,
+        start: GuestOffset,
+        offset: GuestOffset,
+        data: &[u8],
+    ) -> Result<Vec<u8>> {
+        let within = (offset.0 - start.0) as usize;
+        let behind = within + data.len();
+        let mut sectors = vec![0; behind.next_multiple_of(SECTOR as usize)];
+        if within > 0 {
+            self.read_held(start, &mut sectors[..within]).await?;
+        }
+        if behind < sectors.len() {
+            let at = GuestOffset(start.0 + behind as u64);
+            self.read_held(at, &mut sectors[behind..]).await?;
+        }
+        sectors[within..behind].copy_from_slice(data);
+        volume.encrypt(start.0 / SECTOR, &mut sectors);
+        Ok(sectors)
     }
 
     async fn raw_zeroes(&self, offset: GuestOffset, length: u64) -> Result<()> {
@@ -475,7 +518,7 @@ impl<S: Storage> Image<S> {
         Ok(())
     }
 
-    async fn raw_flush(&self) -> Result<()> {
+    pub(crate) async fn raw_flush(&self) -> Result<()> {
         let (Layer::Raw(raw), Some(state)) = (self.top(), &self.changing) else {
             return Ok(());
         };

@@ -10,13 +10,14 @@ use crate::image::change::{Engine, Preallocation, ResizeOptions};
 use crate::image::ordering::{OrderingPoint, upheld};
 use crate::image::{Image, Layer};
 use crate::qcow2::l2::L2Entry;
-use crate::qcow2::{Autoclear, COPIED, MAX_L1_BYTES, Version};
+use crate::qcow2::{Autoclear, COPIED, Encryption, MAX_L1_BYTES, Version};
 use crate::storage::Storage;
 use crate::units::{GuestOffset, HostOffset, SECTOR};
 
 impl<S: Storage> Image<S> {
-    /// Makes the disk `size` bytes long: a multiple of 512, but for a raw image. New bytes read as zeros. Two flushes, where
-    /// nothing else waits for one and the backing file does not reach into what is added.
+    /// Makes the disk `size` bytes long: a multiple of 512, but for a raw image. New bytes read as zeros, but
+    /// for those of a plain LUKS image, which were never encrypted. Two flushes, where nothing else waits for
+    /// one and the backing file does not reach into what is added.
     ///
     /// # Errors
     ///
@@ -50,11 +51,11 @@ impl<S: Storage> Image<S> {
             ));
         }
         let _held = state.ranges.lock_all().await;
-        if size < raw.file_len() {
+        let old = raw.file_len() - raw.start();
+        if size < old {
             state.check_unwatched()?;
         }
         let failed = |error| Error::io("Could not resize file", size, error);
-        let old = raw.file_len();
         raw.set_len(size).await.map_err(failed)?;
         if preallocation != Preallocation::Off {
             // The one way to have space that a storage offers.
@@ -213,7 +214,7 @@ impl<S: Storage> Engine<'_, S> {
     }
 
     /// Cuts off the free clusters at the end of the file. The header no longer needs them, durably.
-    async fn cut_file(&self) -> Result<()> {
+    pub(super) async fn cut_file(&self) -> Result<()> {
         let blocks = self.state.refcounts.borrow().table.len() as u64;
         for index in (0..blocks).rev() {
             self.load_block(index).await?;
@@ -267,6 +268,10 @@ async fn prepare_table<S: Storage>(
         None => L2Table::empty(engine.qcow2.l2_format),
     };
     let mut places = Places::default();
+    // As QEMU: where the backing file reaches there, new clusters are zeros by their entries too.
+    let backing = engine.image.layers().get(1);
+    let shows_backing =
+        backing.is_some_and(|backing| backing.virtual_size() > engine.qcow2.virtual_size());
     let mut changed = false;
     let mut cluster = guest.start / size * size;
     while cluster < guest.end {
@@ -280,7 +285,11 @@ async fn prepare_table<S: Storage>(
             let wanted = (guest.end - cluster).div_ceil(size);
             let host = places.next(shadow, cluster, wanted, preallocation).await?;
             let all = engine.qcow2.l2_format.granules(0, size);
-            engine.qcow2.l2_format.data_entry(host, all, 0)
+            let entry = engine.qcow2.l2_format.data_entry(host, all, 0);
+            match shows_backing && engine.qcow2.header().version >= Version::V3 {
+                true => engine.qcow2.l2_format.zero_entry(entry, all),
+                false => entry,
+            }
         };
         if after != before {
             changed = true;
@@ -329,8 +338,11 @@ async fn zero_tail<S: Storage>(
     {
         // In place: nobody sees what lies past the end of the disk.
         let granule_end = format.granule_floor(within) + format.granule_bytes();
-        let zeros = vec![0; (granule_end - within) as usize];
-        engine.write_data(own.0 + within, &zeros).await?;
+        // Encrypted sectors go as a whole, and the guest sees none of this one.
+        let from = within / SECTOR * SECTOR;
+        let zeros = vec![0; (granule_end - from) as usize];
+        let place = HostOffset(own.0 + from);
+        engine.write_content(cluster + from, place, &zeros).await?;
         return Ok(match granule_end < size {
             true => format.zero_entry(entry, format.granules(granule_end, size)),
             false => entry,
@@ -343,7 +355,7 @@ async fn zero_tail<S: Storage>(
         true => HostOffset(cluster),
         false => HostOffset(shadow.allocate(1).await?.start * size),
     };
-    engine.write_data(host.0, &bytes).await?;
+    engine.write_content(cluster, host, &bytes).await?;
     Ok(format.data_entry(host, all, 0))
 }
 
@@ -361,7 +373,8 @@ async fn zero_cluster<S: Storage>(shadow: &mut Shadow<'_, '_, S>, cluster: u64) 
         return Ok(L2Entry::UNALLOCATED);
     }
     let host = HostOffset(shadow.allocate(1).await?.start * size);
-    engine.write_data(host.0, &vec![0; size as usize]).await?;
+    let zeros = vec![0; size as usize];
+    engine.write_content(cluster, host, &zeros).await?;
     Ok(format.data_entry(host, all, 0))
 }
 
@@ -384,17 +397,26 @@ impl Places {
     ) -> Result<HostOffset> {
         let engine = shadow.engine;
         let size = engine.cluster_bytes();
+        // No other bytes than those that were encrypted are decrypted to zeros.
+        let encrypted = engine.qcow2.header().encryption != Encryption::None;
         if engine.qcow2.l2_format.data_file {
-            return Ok(HostOffset(cluster));
+            let host = HostOffset(cluster);
+            if encrypted {
+                let zeros = vec![0; size as usize];
+                engine.write_content(cluster, host, &zeros).await?;
+            }
+            return Ok(host);
         }
         if self.free.is_empty() {
             let virgin_from = engine.state.virgin_from.get();
             self.free = shadow.allocate(wanted.min(Self::MOST)).await?;
             let start = self.free.start * size;
-            if preallocation == Preallocation::Full || start < virgin_from {
+            if preallocation == Preallocation::Full || start < virgin_from || encrypted {
                 let zeros = vec![0; size as usize];
-                for cluster in self.free.clone() {
-                    engine.write_data(cluster * size, &zeros).await?;
+                for (index, place) in self.free.clone().enumerate() {
+                    let host = HostOffset(place * size);
+                    let guest = cluster + index as u64 * size;
+                    engine.write_content(guest, host, &zeros).await?;
                 }
             }
         }

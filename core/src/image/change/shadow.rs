@@ -125,6 +125,14 @@ impl<'e, 'a, S: Storage> Shadow<'e, 'a, S> {
         Ok(())
     }
 
+    /// Gives every refcount block a new place, the first that is free.
+    pub async fn renew_refcounts(&mut self) -> Result<()> {
+        for index in 0..self.table.len() as u64 {
+            self.edit(index).await?;
+        }
+        Ok(())
+    }
+
     /// `count` clusters that follow one another and that neither state uses; one reference each in the new
     /// state.
     pub async fn allocate(&mut self, count: u64) -> Result<Range<u64>> {

@@ -229,7 +229,7 @@ impl<S: Storage> Engine<'_, S> {
     }
 
     /// Writes the snapshot table anew and gives up the old one.
-    async fn write_snapshots(
+    pub(super) async fn write_snapshots(
         &self,
         shadow: &mut Shadow<'_, '_, S>,
         snapshots: &mut [Snapshot],

@@ -18,7 +18,7 @@ impl<S: Storage> Engine<'_, S> {
         let by_entry = self.qcow2.header().version >= Version::V3;
         if self.data_file_is_raw() {
             // The data file alone must read as the disk does.
-            self.write_zeros(start, end).await?;
+            self.zero_data_file(start, end).await?;
         }
         let mut at = start;
         while at < end {
@@ -39,14 +39,15 @@ impl<S: Storage> Engine<'_, S> {
                     .await?;
             } else if first < last {
                 let guest = cluster.guest;
-                self.zero_by_writing(at, guest + first).await?;
-                self.zero_by_writing(guest + last, guest + part_end).await?;
+                self.zero_parts(at, guest + first, mode).await?;
+                self.zero_parts(guest + last, guest + part_end, mode)
+                    .await?;
                 // Those may have changed the entry.
                 let cluster = self.cluster_at(guest).await?;
                 self.zero_granules(&cluster, format.granules(first, last), mode)
                     .await?;
             } else {
-                self.zero_by_writing(at, cluster.guest + part_end).await?;
+                self.zero_parts(at, cluster.guest + part_end, mode).await?;
             }
             at = cluster.guest + part_end;
             self.commit_if_full().await?;
@@ -80,8 +81,33 @@ impl<S: Storage> Engine<'_, S> {
         self.link(cluster.guest, entry).await
     }
 
-    /// Parts of granules: zeros are written, where they do not read as zeros anyway.
-    pub(super) async fn zero_by_writing(&self, start: u64, end: u64) -> Result<()> {
+    /// Parts of granules, where entries can say that a granule is zeros. One that reads as zeros beside its part
+    /// too becomes zeros as a whole, as in QEMU, so that nothing shows through later; in others zeros are written.
+    async fn zero_parts(&self, start: u64, end: u64, mode: ZeroMode) -> Result<()> {
+        let format = self.qcow2.l2_format;
+        let mut at = start;
+        while at < end {
+            let cluster = self.cluster_at(at).await?;
+            let first = format.granule_floor(at - cluster.guest);
+            let granule = cluster.guest + first;
+            let granule_end = granule + format.granule_bytes();
+            let part_end = end.min(granule_end);
+            let mask = format.granules(first, first + format.granule_bytes());
+            let on_disk = granule_end.min(self.qcow2.virtual_size());
+            let holds_data = cluster.entry.is_compressed() || cluster.data & mask != 0;
+            if !holds_data && self.image.known_zeros(granule, on_disk).await? {
+                self.zero_granules(&cluster, mask, mode).await?;
+            } else {
+                self.write_zeros(at, part_end).await?;
+            }
+            at = part_end;
+        }
+        Ok(())
+    }
+
+    /// Parts of clusters, where no entry can say that something is zeros: those are written, unless it reads as
+    /// zeros anyway.
+    async fn zero_by_writing(&self, start: u64, end: u64) -> Result<()> {
         if start >= end || self.image.known_zeros(start, end).await? {
             return Ok(());
         }
@@ -105,8 +131,27 @@ impl<S: Storage> Engine<'_, S> {
             }
             return Ok(());
         }
-        self.zero_by_writing(cluster.guest + within, cluster.guest + end)
-            .await
+        let (start, end) = (cluster.guest + within, cluster.guest + end);
+        match alone {
+            true => self.zero_by_writing(start, end).await,
+            // Zeros over a backing file are always written, as in QEMU: what it shows there may change.
+            false => self.write_zeros(start, end).await,
+        }
+    }
+
+    /// Writes zeros into a data file that reads as the disk does; no entry changes by it.
+    async fn zero_data_file(&self, start: u64, end: u64) -> Result<()> {
+        if self.qcow2.volume()?.is_some() {
+            return self.write_zeros(start, end).await; // Nobody reads an encrypted one by itself.
+        }
+        let zeros = vec![0; (end - start).min(ZEROS as u64) as usize];
+        let mut at = start;
+        while at < end {
+            let length = (end - at).min(zeros.len() as u64) as usize;
+            self.write_data(at, &zeros[..length]).await?;
+            at += length as u64;
+        }
+        Ok(())
     }
 
     async fn write_zeros(&self, start: u64, end: u64) -> Result<()> {
@@ -146,7 +191,7 @@ impl<S: Storage> Engine<'_, S> {
             let allocated = entry.is_compressed() || format.host_cluster(entry).is_some();
             if allocated || !alone {
                 if self.data_file_is_raw() {
-                    self.write_zeros(at, (at + size).min(self.qcow2.virtual_size()))
+                    self.zero_data_file(at, (at + size).min(self.qcow2.virtual_size()))
                         .await?;
                 }
                 let all = format.granules(0, size);

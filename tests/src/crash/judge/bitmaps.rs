@@ -115,6 +115,7 @@ impl Walk<'_, '_> {
             written: &written[..sectors],
         };
         let active = self.map.roots[0].clone();
-        self.check_disk(header, &active, 0, &tracked, expectation.backing)
+        let below = self.below(header, expectation.backing)?;
+        self.check_disk(header, &active, 0, &tracked, below)
     }
 }

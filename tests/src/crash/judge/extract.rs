@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::Judged;
-use super::walk::{Root, Target, Walk};
+use super::walk::{Below, Root, Target, Walk};
 use super::wrong;
 use crate::crash::contents::{Bytes, Content, SECTOR};
 use crate::crash::format::{Header, incompatible};
@@ -62,11 +62,11 @@ impl Walk<'_, '_> {
     pub fn extract(&mut self, backing: &[Content]) -> Judged<(Unnumbered, Vec<Bytes>)> {
         let structure = self.structure()?;
         let (header, entries) = (structure.header, structure.snapshots);
-        let backing = if header.backing { backing } else { &[] };
+        let below = self.below(&header, backing)?;
         let mut new = Vec::new();
         let roots = std::mem::take(&mut self.map.roots);
         let count = |bytes: u64| bytes as usize / SECTOR;
-        let sectors = self.disk(&header, &roots[0], 0, count(header.size), backing, &mut new)?;
+        let sectors = self.disk(&header, &roots[0], 0, count(header.size), below, &mut new)?;
         let mut snapshots = Vec::new();
         for (root, entry) in roots[1..].iter().zip(&entries) {
             let table_bytes = header.cluster_bytes() * header.l2_entries();
@@ -76,8 +76,8 @@ impl Walk<'_, '_> {
                 id: entry.id.clone(),
                 name: entry.name.clone(),
                 size: root.size,
-                sectors: self.disk(&header, root, 0, count(root.size), backing, &mut new)?,
-                vm_state: self.disk(&header, root, state_at, state, &[], &mut new)?,
+                sectors: self.disk(&header, root, 0, count(root.size), below, &mut new)?,
+                vm_state: self.disk(&header, root, state_at, state, Below::NOTHING, &mut new)?,
             });
         }
         self.map.roots = roots;
@@ -95,7 +95,7 @@ impl Walk<'_, '_> {
         root: &Root,
         first: usize,
         sectors: usize,
-        backing: &[Content],
+        below: Below<'_>,
         new: &mut Vec<Bytes>,
     ) -> Judged<Vec<Found>> {
         let cluster = header.cluster_sectors();
@@ -114,7 +114,7 @@ impl Walk<'_, '_> {
                 first => self.map.targets[first - 1 + index],
             };
             let count = cluster.min(sectors - at);
-            self.cluster(header, target, at..at + count, backing, &mut found, new)?;
+            self.cluster(header, target, at..at + count, below, &mut found, new)?;
         }
         Ok(found)
     }
@@ -124,7 +124,7 @@ impl Walk<'_, '_> {
         header: &Header,
         target: Target,
         range: std::ops::Range<usize>,
-        backing: &[Content],
+        below: Below<'_>,
         found: &mut Vec<Found>,
         new: &mut Vec<Bytes>,
     ) -> Judged {
@@ -133,7 +133,7 @@ impl Walk<'_, '_> {
         } else {
             FileId::Image
         };
-        let below = |sector| backing.get(sector).copied().unwrap_or(Content::ZERO);
+        let below = |sector| below.sectors.get(sector).copied().unwrap_or(Content::ZERO);
         match target {
             Target::Hole => found.extend(range.map(below).map(Found::Known)),
             Target::Zero => found.extend(range.map(|_| Found::Known(Content::ZERO))),

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use super::walk::{Root, Target, Walk};
+use super::walk::{Below, Root, Target, Walk};
 use super::{Judged, wrong};
 use crate::crash::contents::{Content, SECTOR, mix};
 use crate::crash::format::{Header, SnapshotEntry, incompatible};
@@ -84,10 +84,10 @@ impl Walk<'_, '_> {
         header: &Header,
         snapshots: &[SnapshotEntry],
         world: &World,
-        backing: &[Content],
+        below: Below<'_>,
     ) -> Judged {
         let roots = std::mem::take(&mut self.map.roots);
-        let result = self.check_roots(header, snapshots, world, backing, &roots);
+        let result = self.check_roots(header, snapshots, world, below, &roots);
         self.map.roots = roots;
         result
     }
@@ -97,22 +97,28 @@ impl Walk<'_, '_> {
         header: &Header,
         snapshots: &[SnapshotEntry],
         world: &World,
-        backing: &[Content],
+        below: Below<'_>,
         roots: &[Root],
     ) -> Judged {
-        self.check_disk(header, &roots[0], 0, &world.values, backing)?;
+        self.check_disk(header, &roots[0], 0, &world.values, below)?;
         for ((root, frozen), entry) in roots[1..].iter().zip(&world.snapshots).zip(snapshots) {
             if root.size != frozen.size {
                 return wrong("S1", format!("snapshot {} has another size", frozen.id));
             }
-            self.check_disk(header, root, 0, &Constant(&frozen.sectors), backing)?;
+            self.check_disk(header, root, 0, &Constant(&frozen.sectors), below)?;
             // The virtual machine's state begins where the disk's last table ends.
             let table_bytes = header.cluster_bytes() * header.l2_entries();
             let state_at = root.size.div_ceil(table_bytes) as usize;
             if entry.vm_state_bytes.div_ceil(SECTOR as u64) != frozen.vm_state.len() as u64 {
                 return wrong("S1", format!("snapshot {} has another state", frozen.id));
             }
-            self.check_disk(header, root, state_at, &Constant(&frozen.vm_state), &[])?;
+            self.check_disk(
+                header,
+                root,
+                state_at,
+                &Constant(&frozen.vm_state),
+                Below::NOTHING,
+            )?;
         }
         Ok(())
     }
@@ -124,7 +130,7 @@ impl Walk<'_, '_> {
         root: &Root,
         first: usize,
         legal: &impl Legal,
-        backing: &[Content],
+        below: Below<'_>,
     ) -> Judged {
         let sectors = legal.only().len();
         let cluster = header.cluster_sectors();
@@ -138,13 +144,13 @@ impl Walk<'_, '_> {
                 0
             };
             let Some(targets) = targets.checked_sub(1) else {
-                self.check_hole(range, legal, backing)?;
+                self.check_hole(range, legal, below)?;
                 continue;
             };
             for (index, at) in range.clone().step_by(cluster).enumerate() {
                 let range = at..range.end.min(at + cluster);
                 let target = self.map.targets[targets + index];
-                self.check_cluster(header, target, range, legal, backing)?;
+                self.check_cluster(header, target, range, legal, below)?;
             }
         }
         Ok(())
@@ -156,11 +162,11 @@ impl Walk<'_, '_> {
         target: Target,
         range: std::ops::Range<usize>,
         legal: &impl Legal,
-        backing: &[Content],
+        below: Below<'_>,
     ) -> Judged {
         match target {
-            Target::Hole => self.check_hole(range, legal, backing),
-            Target::Zero => self.check_hole(range, legal, &[]),
+            Target::Hole => self.check_hole(range, legal, below),
+            Target::Zero => self.check_hole(range, legal, Below::NOTHING),
             Target::Host(host) => self.check_host(header, host as usize, range, legal),
             Target::Compressed(offset, length) => {
                 self.check_compressed(header, offset, length, range, legal)
@@ -175,8 +181,8 @@ impl Walk<'_, '_> {
                             let host = host as usize + at - begin;
                             self.check_host(header, host, range, legal)?;
                         }
-                        (_, 1) => self.check_hole(range, legal, &[])?,
-                        _ => self.check_hole(range, legal, backing)?,
+                        (_, 1) => self.check_hole(range, legal, Below::NOTHING)?,
+                        _ => self.check_hole(range, legal, below)?,
                     }
                 }
                 Ok(())
@@ -189,8 +195,12 @@ impl Walk<'_, '_> {
         &self,
         range: std::ops::Range<usize>,
         legal: &impl Legal,
-        backing: &[Content],
+        below: Below<'_>,
     ) -> Judged {
+        if let Some(file) = below.open {
+            return self.check_below(file, range, legal);
+        }
+        let backing = below.sectors;
         let covered = range.end.min(backing.len()).max(range.start);
         if !legal.any_open(range.clone()) {
             let only = legal.only();
@@ -204,6 +214,23 @@ impl Walk<'_, '_> {
         for sector in range {
             let content = backing.get(sector).copied().unwrap_or(Content::ZERO);
             if !legal.allows(sector, content) {
+                return self.illegal(sector, "what lies below it", legal);
+            }
+        }
+        Ok(())
+    }
+
+    /// The same where the backing file has un-flushed versions.
+    fn check_below(
+        &self,
+        file: FileId,
+        range: std::ops::Range<usize>,
+        legal: &impl Legal,
+    ) -> Judged {
+        for sector in range {
+            let (options, may_be_cut) = self.options(file, sector);
+            let cut = may_be_cut.then_some(&Content::ZERO);
+            if !options.iter().chain(cut).all(|o| legal.allows(sector, *o)) {
                 return self.illegal(sector, "what lies below it", legal);
             }
         }

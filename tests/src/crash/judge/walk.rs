@@ -10,6 +10,7 @@ use crate::crash::format::{
     compressed_at, incompatible,
 };
 use crate::crash::machine::{FileId, SimFile};
+use crate::crash::starts::{BACKING, OTHER_BACKING};
 
 /// What a cluster is used for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,6 +98,23 @@ pub struct Root {
     pub size: u64,
 }
 
+/// What the image does not hold itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Below<'a> {
+    /// By sector; zeros past the end.
+    pub sectors: &'a [Content],
+    /// The file, where that has un-flushed versions.
+    pub open: Option<FileId>,
+}
+
+impl Below<'_> {
+    /// Zeros.
+    pub const NOTHING: Self = Below {
+        sectors: &[],
+        open: None,
+    };
+}
+
 /// What was found on the way.
 pub struct Structure {
     pub header: Header,
@@ -169,6 +187,49 @@ impl<'a, 'j> Walk<'a, 'j> {
         })
     }
 
+    /// What the image stands on, by the name in its header: the file that it stood on at first, which has the
+    /// sectors `at_first`, or the one that it may be rebased to. What has dropped its backing file leaves nothing
+    /// to it.
+    pub fn below<'b>(&mut self, header: &Header, at_first: &'b [Content]) -> Judged<Below<'b>>
+    where
+        'a: 'b,
+    {
+        let Some((at, length)) = header.backing else {
+            return Ok(Below::NOTHING);
+        };
+        let (file, sectors, name) = if length as usize == OTHER_BACKING.len() {
+            let sectors = self.files[FileId::Data as usize].durable_all();
+            (FileId::Data, sectors, OTHER_BACKING)
+        } else {
+            (FileId::Backing, at_first, BACKING)
+        };
+        // Other simulations have names of their own.
+        if length as usize == name.len() {
+            self.check_name(at as usize, name)?;
+        }
+        let settled = self.files[file as usize].is_settled();
+        Ok(Below {
+            sectors,
+            open: (!settled).then_some(file),
+        })
+    }
+
+    fn check_name(&mut self, at: usize, name: &str) -> Judged {
+        let mut rest = name.as_bytes();
+        let mut at = at;
+        while !rest.is_empty() {
+            let within = at % SECTOR;
+            let (part, behind) = rest.split_at(rest.len().min(SECTOR - within));
+            let sector = self.sector(at / SECTOR, "the backing file's name")?;
+            if &sector[within..within + part.len()] != part {
+                return wrong("M5", "the backing file's name is not there yet");
+            }
+            at += part.len();
+            rest = behind;
+        }
+        Ok(())
+    }
+
     /// Judges all images that agree with the choices made so far, making more where needed. Returns how many
     /// clusters they leak at most.
     pub fn judge(&mut self, expectation: &Expectation<'_>) -> Judged<u64> {
@@ -239,13 +300,8 @@ impl<'a, 'j> Walk<'a, 'j> {
             if !world.looks_like(header.size, snapshots) {
                 continue;
             }
-            // What has dropped its backing file leaves nothing to it.
-            let backing = if header.backing {
-                expectation.backing
-            } else {
-                &[]
-            };
-            match self.check_guest(header, snapshots, world, backing) {
+            let below = self.below(header, expectation.backing)?;
+            match self.check_guest(header, snapshots, world, below) {
                 Ok(()) => return Ok(()),
                 Err(violation) => first = first.or(Some(violation)),
             }

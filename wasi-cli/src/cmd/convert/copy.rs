@@ -87,7 +87,7 @@ pub fn copy(
         without_barrier: request.target_cache.as_deref() == Some("unsafe"),
         ..Handling::default()
     };
-    let target = target::open_for(request, &files, handling)?;
+    let target = target::open_for(request, &options, &files, handling)?;
     if request.bitmaps && !can_have_bitmaps(&target) {
         let format = target.top().format();
         return wrong(&format!(
@@ -106,7 +106,8 @@ pub fn copy(
         &target,
         &ConvertOptions {
             sparse: request.sparse() as usize,
-            target_is_new: !request.no_create || request.target_is_zero,
+            target_is_new: reads_as_zeros(&target, &options)
+                && (!request.no_create || request.target_is_zero),
             over_backing,
             ..engine_options(request, &sources)
         },
@@ -268,6 +269,14 @@ impl Bitmaps {
             }
         })
     }
+}
+
+/// Whether what was never written to a new target reads as zeros: not where it would be decrypted.
+fn reads_as_zeros(target: &Image<FileStorage>, options: &CreateOptions) -> bool {
+    let unallocated = matches!(options.get("preallocation"), None | Some("off"));
+    let data_file_raw = options.is_on("data_file_raw");
+    let qcow2 = target.top().as_qcow2().is_some();
+    !target.top().is_encrypted() || qcow2 && unallocated && !data_file_raw
 }
 
 fn can_have_bitmaps(image: &Image<FileStorage>) -> bool {

@@ -5,6 +5,7 @@ mod pace;
 mod snapshot;
 mod target;
 
+pub use pace::Pace;
 pub use snapshot::Snapshot;
 pub use target::new_target;
 

@@ -33,6 +33,11 @@ impl Snapshot {
                 Some(("snapshot.name", value)) => name = Some(value.to_owned()),
                 _ => {
                     let key = part.split('=').next().unwrap_or_default();
+                    if key == part {
+                        console::warning(&format!(
+                            "short-form boolean option '{key}' deprecated\nPlease use {key}=on instead"
+                        ));
+                    }
                     console::error_line(&format!("{}: Invalid parameter '{key}'", context.program));
                     return Err(Failure::new(format!(
                         "Failed in parsing snapshot param '{value}'"

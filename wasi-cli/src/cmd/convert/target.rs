@@ -9,12 +9,13 @@ use crate::failure::Failure;
 use crate::file::{FileStorage, Identity, block_on};
 use crate::name::Name;
 use crate::open::{self, Handling, Source, could_not_open};
+use crate::secret::KeySecret;
 
 /// Whether a file of the format can be created.
 pub fn check_format(format: &str) -> Result<(), String> {
     match format {
         // The protocol beneath every format makes the same file as raw.
-        "raw" | "qcow2" | "file" => Ok(()),
+        "raw" | "qcow2" | "luks" | "file" => Ok(()),
         other => Err(format!("Unknown file format '{other}'")),
     }
 }
@@ -28,6 +29,7 @@ pub fn create(
     let name = create::file_name(&request.target)?;
     match request.format() {
         "qcow2" => create::create_qcow2(&name.path, options, Users::Sources(sources)),
+        "luks" => create::create_luks(&name.path, options, sources),
         format => {
             let size = options.size("size").unwrap_or(0);
             let preallocation = options.get("preallocation");
@@ -39,6 +41,7 @@ pub fn create(
 /// Opens the target, to be written to.
 pub fn open_for(
     request: &Request,
+    options: &CreateOptions,
     sources: &[Identity],
     handling: Handling,
 ) -> Result<Image<FileStorage>, Failure> {
@@ -51,7 +54,17 @@ pub fn open_for(
         ..Source::default()
     };
     open::check_exclusive(source.image_opts, source.format.as_deref())?;
-    let name = source.name(&request.target)?;
+    let mut name = source.name(&request.target)?;
+    // What it was made with is what opens it.
+    let inside = options.get("encrypt.key-secret");
+    if let Some(id) = inside.or(options.get("key-secret")) {
+        name.keys.push(KeySecret {
+            depth: 0,
+            format: None,
+            id: Some(id.to_owned()),
+            inside: inside.is_some(),
+        });
+    }
     let options = OpenOptions {
         writable: true,
         ..OpenOptions::default()

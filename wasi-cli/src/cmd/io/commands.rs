@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use super::session::{self, Aio, Cache, Done, Opening, Session};
+use super::session::{self, Aio, Cache, Done, Open, Opening, Session};
 use super::{look, read, request, write};
 use crate::args::{Arg, Args, Spec};
 use crate::failure::Failure;
-use crate::name::split_options;
+use crate::name::{is_without_meaning, read_switch, split_options};
+use crate::node::{check_settings, is_setting};
 use crate::{console, outln};
 
 /// A command of the language.
@@ -400,7 +401,9 @@ fn reopen(session: &mut Session<'_>, command: &'static IoCommand, args: &[&str])
         command.print_line();
         return Done::Badly;
     }
-    if let Err(failure) = change.read_list() {
+    if let Some(open) = &session.open
+        && let Err(failure) = change.read_list(open)
+    {
         return session.done(Err(failure));
     }
     let reopened = session.reopen(|opening| change.apply(opening));
@@ -419,10 +422,14 @@ struct Change {
 }
 
 impl Change {
-    fn read_list(&mut self) -> Result<(), Failure> {
+    /// Understands the list for the image that is open.
+    fn read_list(&mut self, open: &Open) -> Result<(), Failure> {
+        let mut settings = Vec::new();
+        let name = open.opening.name()?;
         for part in split_options(&self.list.join(",")) {
             let (key, value) = part.split_once('=').unwrap_or((&part, "on"));
-            let on = value == "on";
+            let switch = || read_switch(key, value).map_err(Failure::new);
+            let below = key.strip_prefix("backing.").unwrap_or(key);
             match key {
                 "read-only" if self.read_only.is_some() => {
                     return Err(Failure::new("Cannot set both -r/-w and 'read-only'"));
@@ -431,17 +438,32 @@ impl Change {
                     return Err(Failure::new("Cannot set both -c and the cache options"));
                 }
                 "" => {}
-                "read-only" => self.read_only = Some(on),
-                "cache.direct" => self.direct = Some(on),
-                "cache.no-flush" => self.without_barrier = Some(on),
-                key if crate::name::is_without_meaning(key) => {}
+                "read-only" => self.read_only = Some(switch()?),
+                "cache.direct" => self.direct = Some(switch()?),
+                "cache.no-flush" => self.without_barrier = Some(switch()?),
+                "auto-read-only" => drop(switch()?),
+                "driver" | "file.driver" | "backing.driver" | "node-name" | "file.node-name"
+                | "backing.node-name" => {
+                    let own = key.rsplit('.').next().unwrap_or(key);
+                    let is = match own {
+                        "driver" => driver(open, key),
+                        _ => name.option(key).map(str::to_owned),
+                    };
+                    if is.as_deref() != Some(value) {
+                        return Err(Failure::new(format!("Cannot change the option '{own}'")));
+                    }
+                }
+                key if is_setting(key) => settings.push((key.to_owned(), value.to_owned())),
+                _ if is_without_meaning(below) => {}
                 key => {
                     let key = key.strip_prefix("file.").unwrap_or(key);
                     return Err(Failure::new(format!("Cannot change the option '{key}'")));
                 }
             }
         }
-        Ok(())
+        let qcow2 = open.image.top().as_qcow2();
+        let cluster = qcow2.map_or(1, |qcow2| qcow2.header().cluster_size.bytes());
+        check_settings(&settings, cluster).map_err(Failure::new)
     }
 
     fn apply(&self, opening: &mut Opening) {
@@ -451,6 +473,17 @@ impl Change {
         cache.direct = self.direct.unwrap_or(cache.direct);
         cache.without_barrier = self.without_barrier.unwrap_or(cache.without_barrier);
     }
+}
+
+/// The driver of the image, of its file, or of the image below.
+fn driver(open: &Open, key: &str) -> Option<String> {
+    let depth = match key {
+        "file.driver" => return Some("file".to_owned()),
+        "backing.driver" => 1,
+        _ => 0,
+    };
+    let layer = open.image.layers().get(depth)?;
+    Some(layer.format().to_string())
 }
 
 fn sigraise(session: &mut Session<'_>, _: &'static IoCommand, args: &[&str]) -> Done {

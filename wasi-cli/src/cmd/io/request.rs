@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use oxcow::Error;
+use oxcow::{Error, Structure};
 
 use super::commands::{Given, IoCommand};
 use super::session::{Done, Session};
@@ -264,8 +264,12 @@ impl Refusal {
                 _ => {}
             }
             let more = format!("{error:#}");
-            // The system's word alone tells nothing that is not told anyway.
-            if !more.starts_with(&word) {
+            // The system's word alone tells nothing that is not told anyway, and of data that cannot be
+            // decompressed qemu-io says no more either.
+            let compressed = error
+                .place()
+                .is_some_and(|place| place.structure == Structure::CompressedCluster);
+            if !more.starts_with(&word) && !compressed {
                 session.complain(more);
             }
         }

@@ -10,7 +10,7 @@ use crate::failure::Failure;
 use crate::file::{FileStorage, block_on};
 use crate::name::Name;
 use crate::open::{self, Handling, Source, check_cache_mode};
-use crate::{console, out, outln};
+use crate::{console, out};
 
 /// When writes reach the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,7 +114,8 @@ impl Opening {
         })
     }
 
-    fn name(&self) -> Result<Name, Failure> {
+    /// What is opened.
+    pub fn name(&self) -> Result<Name, Failure> {
         let parsed = if self.source.image_opts {
             Name::parse_options(&self.given)
         } else {
@@ -273,8 +274,6 @@ impl<'a> Session<'a> {
                 Done::Quit => return code,
             }
         }
-        // Ends the line of the last prompt.
-        outln!();
         code
     }
 

@@ -1,15 +1,13 @@
 //! Bitmaps of another image, added with their bits: one transaction for all of them, so that a cut leaves all
 //! or none (S2).
 
-use super::extensions::Standing;
+use super::edit::Edit;
 use crate::error::{Error, Place, Result, Structure};
 use crate::image::change::Engine;
-use crate::image::change::shadow::Shadow;
 use crate::image::change::snapshots::Exclusive;
 use crate::image::{Image, Qcow2};
-use crate::qcow2::bitmap::{Bits, MAX_BITMAP_BYTES};
-use crate::qcow2::extension::BitmapsExtension;
-use crate::qcow2::{Autoclear, Bitmap, BitmapFlags, MAX_BITMAPS, Version};
+use crate::qcow2::bitmap::Bits;
+use crate::qcow2::{Bitmap, BitmapFlags, Version};
 use crate::storage::{Storage, read_padded};
 use crate::units::HostOffset;
 
@@ -57,112 +55,47 @@ impl<S: Storage> Engine<'_, S> {
         }
         self.store_bitmaps().await?;
         let _held = Exclusive::new(self).await?;
-        let mut names = Vec::new();
-        let mut directory = Vec::new();
-        if let Some(old) = self.qcow2.bitmap_directory().await? {
-            self.check_directory_owned().await?;
-            names.extend(old.bitmaps().iter().map(|bitmap| bitmap.name.clone()));
-            directory.extend_from_slice(old.bytes());
-        }
-        if names.len() + bitmaps.len() > MAX_BITMAPS as usize {
-            return Err(Error::Unsupported(
-                format!("Maximum number of persistent bitmaps is already reached ({MAX_BITMAPS})")
-                    .into(),
-            ));
-        }
-        let standing = self.bring_extension_into_sector_0().await?;
-        if let Standing::Elsewhere = standing {
-            return Err(Error::Unsupported(
-                "Other header extensions leave no room for bitmaps in the first sector".into(),
-            ));
-        }
-        // Everything new stands in clusters that are free, until the switch.
-        let mut shadow = Shadow::new(self);
+        let mut edit = Edit::begin(self).await?;
         for bitmap in bitmaps {
-            if names.contains(&bitmap.name) {
-                return Err(Error::OutOfRange(
-                    format!("Bitmap already exists: {}", bitmap.name).into(),
-                ));
-            }
-            names.push(bitmap.name.clone());
-            let copy = copied(&mut shadow, from, bitmap).await?;
-            directory.extend(copy.encode());
+            edit.check_new(&bitmap.name)?;
+            let copy = copied(&mut edit, from, bitmap).await?;
+            edit.push(copy);
         }
-        let at = shadow
-            .write_new_table("Could not write bitmap directory", &directory)
-            .await?;
-        if let Some(old) = self.qcow2.extensions().bitmaps {
-            shadow
-                .free_table(old.directory.0, old.directory_bytes)
-                .await?;
-        }
-        let extension = BitmapsExtension {
-            count: names.len() as u32,
-            directory: HostOffset(at),
-            directory_bytes: directory.len() as u64,
-        };
-        shadow.patch = Some(self.patch_for(&standing, extension).await?);
-        shadow.header.autoclear_features |= Autoclear::BITMAPS.0;
-        shadow.finish().await?;
-        self.protect_metadata().await
+        edit.finish().await
     }
 }
 
-/// The same bitmap in the new state of `shadow`. Clusters of the two images may differ in size: the bits are
-/// one string, whatever it is cut into.
+/// The same bitmap in the new state. Clusters of the two images may differ in size: the bits are one string,
+/// whatever it is cut into.
 async fn copied<S: Storage, T: Storage>(
-    shadow: &mut Shadow<'_, '_, S>,
+    edit: &mut Edit<'_, '_, S>,
     from: &Qcow2<T>,
     bitmap: &Bitmap,
 ) -> Result<Bitmap> {
     let table = table_of(from, bitmap).await?;
-    let cluster_size = shadow.engine.qcow2.l2_format.cluster_size;
-    let disk = shadow.engine.qcow2.virtual_size();
-    let entries = bitmap.entries_for(disk, cluster_size);
-    if entries == 0 || entries > MAX_BITMAP_BYTES / cluster_size.bytes() {
-        return Err(Error::OutOfRange(
-            format!(
-                "Bitmap '{}' cannot be that of a disk of {disk} bytes in clusters of {} bytes",
-                bitmap.name,
-                cluster_size.bytes()
-            )
-            .into(),
-        ));
-    }
-    let bits = bitmap.bits_for(disk);
-    let mut new_table = Vec::with_capacity(entries as usize * 8);
-    let mut bytes = vec![0; cluster_size.len()];
+    let entries = edit.entries_of(bitmap)?;
+    let engine = edit.shadow.engine;
+    let cluster_bytes = engine.cluster_bytes();
+    let bits = bitmap.bits_for(engine.qcow2.virtual_size());
+    let mut new_table = Vec::with_capacity(entries as usize);
+    let mut bytes = vec![0; cluster_bytes as usize];
     for index in 0..entries {
-        read_bits(from, &table, index * cluster_size.bytes(), &mut bytes).await?;
+        read_bits(from, &table, index * cluster_bytes, &mut bytes).await?;
         // The bits behind the last one must be zero, so that a cluster which has some is never all ones.
-        let left = bits - index * cluster_size.bytes() * 8;
+        let left = bits - index * cluster_bytes * 8;
         super::bits::clear_from(&mut bytes, left);
-        let is_all = |value: u8| bytes.iter().all(|&byte| byte == value);
-        let entry = if is_all(0) {
-            Bits::Zeros
-        } else if is_all(u8::MAX) {
-            Bits::Ones
-        } else {
-            let at = shadow
-                .write_new_table("Could not write bitmap data", &bytes)
-                .await?;
-            Bits::At(HostOffset(at))
-        };
-        new_table.extend(entry.encode().to_be_bytes());
+        new_table.push(edit.bits(&bytes).await?);
     }
-    let at = shadow
-        .write_new_table("Could not write bitmap table", &new_table)
-        .await?;
-    Ok(Bitmap {
-        flags: BitmapFlags(bitmap.flags.0 & BitmapFlags::AUTO),
-        table: HostOffset(at),
-        table_entries: entries as u32,
+    let flags = BitmapFlags(bitmap.flags.0 & BitmapFlags::AUTO);
+    let copy = Bitmap {
+        flags,
         ..bitmap.clone()
-    })
+    };
+    edit.with_table(&copy, &new_table).await
 }
 
 /// The table of a bitmap of an image that need not be open for writing; every entry is possible.
-async fn table_of<T: Storage>(from: &Qcow2<T>, bitmap: &Bitmap) -> Result<Vec<Bits>> {
+pub(super) async fn table_of<T: Storage>(from: &Qcow2<T>, bitmap: &Bitmap) -> Result<Vec<Bits>> {
     let header = from.header();
     let place = Place::at(Structure::BitmapTable, bitmap.table.0);
     if bitmap.flags.in_use() {

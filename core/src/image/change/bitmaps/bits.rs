@@ -13,6 +13,23 @@ pub(super) fn clear_from(bytes: &mut [u8], from: u64) {
     fill(bytes, from.min(end)..end, 0);
 }
 
+/// The first bit of `range` that is `set`; the end of the range where none is.
+pub(super) fn next_with(bytes: &[u8], range: Range<u64>, set: bool) -> u64 {
+    let other = if set { 0 } else { u8::MAX };
+    let mut at = range.start;
+    while at < range.end {
+        let byte = bytes[(at / 8) as usize];
+        if at.is_multiple_of(8) && byte == other {
+            at += 8;
+        } else if ((byte >> (at % 8)) & 1 == 1) == set {
+            return at;
+        } else {
+            at += 1;
+        }
+    }
+    range.end
+}
+
 fn fill(bytes: &mut [u8], range: Range<u64>, value: u8) {
     if range.is_empty() {
         return;
@@ -34,6 +51,20 @@ fn fill(bytes: &mut [u8], range: Range<u64>, value: u8) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn runs_are_found_bit_by_bit() {
+        let bytes = [0b0001_1000, 0, u8::MAX, u8::MAX, 0b1000_0001];
+        for start in 0..40_u64 {
+            for end in start..=40 {
+                for set in [false, true] {
+                    let is = |at: &u64| ((bytes[(at / 8) as usize] >> (at % 8)) & 1 == 1) == set;
+                    let expected = (start..end).find(is).unwrap_or(end);
+                    assert_eq!(next_with(&bytes, start..end, set), expected);
+                }
+            }
+        }
+    }
 
     #[test]
     fn every_range_of_a_few_bytes() {

@@ -22,6 +22,7 @@
 mod add;
 mod bits;
 mod dirty;
+mod edit;
 mod extensions;
 mod store;
 
@@ -231,7 +232,7 @@ impl<S: Storage> Engine<'_, S> {
     }
 
     /// The table of a bitmap, every entry of which is possible.
-    async fn read_bitmap_table(&self, bitmap: &Bitmap) -> Result<Vec<Bits>> {
+    pub async fn read_bitmap_table(&self, bitmap: &Bitmap) -> Result<Vec<Bits>> {
         let cluster_size = self.qcow2.l2_format.cluster_size;
         let table = crate::image::qcow2::read_table(
             &self.qcow2.file.storage,

@@ -1,15 +1,7 @@
-//! The header of LUKS version 1, as far as it can be told without a key.
+//! What a LUKS header tells without a key.
 
-use crate::error::{Error, Place, Result, Structure};
-use crate::qcow2::bytes::{be16, be32};
+use crate::crypto::LuksHeader;
 use crate::units::SECTOR;
-
-/// The bytes of a header with its eight key slots.
-pub(crate) const HEADER_BYTES: usize = 592;
-const MAGIC: &[u8] = b"LUKS\xba\xbe";
-const FIRST_SLOT: usize = 208;
-const SLOT_BYTES: usize = 48;
-const SLOT_ACTIVE: u32 = 0x00ac_71f3;
 
 /// What a LUKS header says. Field names are those of `qemu-img info --output=json`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,54 +55,33 @@ pub struct LuksSlot {
 }
 
 impl LuksInfo {
-    /// Decodes the header in `bytes`, which stands at byte `at` of the file.
-    pub(crate) fn parse(bytes: &[u8], at: u64) -> Result<Self> {
-        let place = Place::at(Structure::CryptoHeader, at);
-        if bytes.len() < HEADER_BYTES || !bytes.starts_with(MAGIC) {
-            return Err(Error::corrupt("Volume is not in LUKS format", place));
-        }
-        let version = be16(bytes, 6);
-        if version != 1 {
-            return Err(Error::Unsupported(
-                format!("LUKS version {version} is not supported").into(),
-            ));
-        }
-        let text = |from: usize, length: usize| {
-            let field = &bytes[from..from + length];
-            let end = field.iter().position(|byte| *byte == 0).unwrap_or(length);
-            String::from_utf8_lossy(&field[..end]).into_owned()
-        };
+    pub(crate) fn of(header: &LuksHeader) -> Self {
         // "xts-plain64", "cbc-essiv:sha256"
-        let mode = text(40, 32);
-        let (cipher_mode, ivgen) = mode.split_once('-').unwrap_or((&mode, ""));
+        let (cipher_mode, ivgen) = header.mode.split_once('-').unwrap_or((&header.mode, ""));
         let (ivgen_alg, ivgen_hash) = match ivgen.split_once(':') {
             Some((alg, hash)) => (alg, Some(hash.to_owned())),
             None => (ivgen, None),
         };
         // XTS splits its key in two halves, of which the name counts one.
         let halves = if cipher_mode == "xts" { 2 } else { 1 };
-        let key_bits = u64::from(be32(bytes, 108)) * 8 / halves;
-        let slot = |index: usize| {
-            let slot = &bytes[FIRST_SLOT + index * SLOT_BYTES..][..SLOT_BYTES];
-            let active = be32(slot, 0) == SLOT_ACTIVE;
-            LuksSlot {
-                active,
-                iters: active.then(|| be32(slot, 4)),
-                key_offset: u64::from(be32(slot, 40)) * SECTOR,
-                stripes: active.then(|| be32(slot, 44)),
-            }
-        };
-        Ok(Self {
+        let key_bits = u64::from(header.key_bytes) * 8 / halves;
+        let slots = header.slots.iter().map(|slot| LuksSlot {
+            active: slot.active,
+            iters: slot.active.then_some(slot.rounds),
+            key_offset: u64::from(slot.sector) * SECTOR,
+            stripes: slot.active.then_some(slot.stripes),
+        });
+        Self {
             ivgen_alg: ivgen_alg.to_owned(),
             ivgen_hash_alg: ivgen_hash,
             detached_header: false,
-            hash_alg: text(72, 32),
-            cipher_alg: format!("{}-{key_bits}", text(8, 32)),
-            uuid: text(168, 40),
+            hash_alg: header.hash.clone(),
+            cipher_alg: format!("{}-{key_bits}", header.cipher),
+            uuid: header.uuid.clone(),
             cipher_mode: cipher_mode.to_owned(),
-            slots: (0..8).map(slot).collect(),
-            payload_offset: u64::from(be32(bytes, 104)) * SECTOR,
-            master_key_iters: be32(bytes, 164),
-        })
+            slots: slots.collect(),
+            payload_offset: header.payload_offset(),
+            master_key_iters: header.rounds,
+        }
     }
 }

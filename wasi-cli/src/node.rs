@@ -1,0 +1,290 @@
+//! What options say of an image beyond where its file is: of the image below it, of its data file, and how
+//! QEMU's engine would be tuned, which is checked and has no effect here.
+
+use oxcow::Instead;
+
+use crate::name::{Options, is_without_meaning, read_switch};
+use crate::size;
+
+/// What options say of one image.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// Options that tune QEMU's engine.
+    pub settings: Options,
+    /// The path of the data file, in place of the one that the image names.
+    data_file: Option<String>,
+    /// The image below.
+    below: Option<Box<Below>>,
+}
+
+/// What options say of the image that another one stands on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Below {
+    path: Option<String>,
+    format: Option<String>,
+    node: Node,
+}
+
+/// Settings that are on or off.
+const SWITCHES: &[&str] = &[
+    "lazy-refcounts",
+    "pass-discard-request",
+    "pass-discard-snapshot",
+    "pass-discard-other",
+    "discard-no-unref",
+    "overlap-check.main-header",
+    "overlap-check.active-l1",
+    "overlap-check.active-l2",
+    "overlap-check.refcount-table",
+    "overlap-check.refcount-block",
+    "overlap-check.snapshot-table",
+    "overlap-check.inactive-l1",
+    "overlap-check.inactive-l2",
+    "overlap-check.bitmap-directory",
+];
+
+/// Settings in bytes.
+const SIZES: &[&str] = &[
+    "cache-size",
+    "l2-cache-size",
+    "l2-cache-entry-size",
+    "refcount-cache-size",
+];
+
+/// Settings of other kinds.
+const OTHERS: &[&str] = &[
+    "overlap-check",
+    "overlap-check.template",
+    "cache-clean-interval",
+];
+
+/// Whether a qcow2 image can be told this.
+pub fn is_setting(key: &str) -> bool {
+    [SWITCHES, SIZES, OTHERS]
+        .iter()
+        .any(|keys| keys.contains(&key))
+}
+
+impl Node {
+    /// Takes out of `options` what is said here.
+    pub fn take(options: &mut Options) -> Result<Self, String> {
+        let data_file = under(options, "data-file.");
+        let below = under(options, "backing.");
+        let settings = options.extract_if(.., |(key, _)| is_setting(key)).collect();
+        Ok(Self {
+            settings,
+            data_file: match data_file.is_empty() {
+                true => None,
+                false => Some(plain_file(data_file)?),
+            },
+            below: match below.is_empty() {
+                true => None,
+                false => {
+                    Some(Box::new(Below::read(below).map_err(|error| {
+                        format!("Could not open backing file: {error}")
+                    })?))
+                }
+            },
+        })
+    }
+
+    /// What is opened in place of the files that the images name: for the image itself first.
+    pub fn instead(&self) -> Vec<Instead> {
+        let mut all = Vec::new();
+        let mut next = Some(self);
+        while let Some(node) = next {
+            let below = node.below.as_deref();
+            // So that it is no path inside the folder of the image above.
+            let file = |path: &String| format!("file:{path}");
+            all.push(Instead {
+                data_file: node.data_file.as_ref().map(file),
+                backing: below.and_then(|below| below.path.as_ref()).map(file),
+                backing_format: below.and_then(|below| below.format.clone()),
+            });
+            next = below.map(|below| &below.node);
+        }
+        all
+    }
+}
+
+impl Below {
+    fn read(mut options: Options) -> Result<Self, String> {
+        let node = Node::take(&mut options)?;
+        let mut take = |key: &str| take(&mut options, key);
+        let (driver, file_driver) = (take("driver"), take("file.driver"));
+        check_plain(file_driver.as_deref())?;
+        let is_protocol = matches!(driver.as_deref(), Some("file" | "host_device"));
+        let (path, format) = match is_protocol {
+            true => (take("filename"), Some("raw".to_owned())),
+            false => (take("file.filename"), driver),
+        };
+        refuse_rest(&options, format.as_deref().unwrap_or("qcow2"))?;
+        Ok(Self { path, format, node })
+    }
+}
+
+/// The path of a file that has no format.
+fn plain_file(mut options: Options) -> Result<String, String> {
+    let driver = take(&mut options, "driver");
+    let key = match driver.as_deref() {
+        Some("raw") => "file.filename",
+        other => {
+            check_plain(other)?;
+            "filename"
+        }
+    };
+    let inner = take(&mut options, "file.driver");
+    check_plain(inner.as_deref())?;
+    let path = take(&mut options, key);
+    refuse_rest(&options, "file")?;
+    path.ok_or_else(|| "The 'file' block driver requires a file name".to_owned())
+}
+
+fn check_plain(driver: Option<&str>) -> Result<(), String> {
+    match driver {
+        None | Some("file" | "host_device") => Ok(()),
+        Some(other) => Err(format!("Unknown driver '{other}'")),
+    }
+}
+
+fn refuse_rest(options: &Options, format: &str) -> Result<(), String> {
+    match options.iter().find(|(key, _)| !is_without_meaning(key)) {
+        Some((key, _)) => Err(format!(
+            "Block format '{format}' does not support the option '{key}'"
+        )),
+        None => Ok(()),
+    }
+}
+
+fn take(options: &mut Options, key: &str) -> Option<String> {
+    let at = options.iter().position(|(name, _)| name == key)?;
+    Some(options.remove(at).1)
+}
+
+/// Takes the options that begin with `prefix`, and gives them back without it.
+fn under(options: &mut Options, prefix: &str) -> Options {
+    let taken = options.extract_if(.., |(key, _)| key.starts_with(prefix));
+    taken
+        .map(|(key, value)| (key[prefix.len()..].to_owned(), value))
+        .collect()
+}
+
+/// Whether a qcow2 image with clusters of `cluster` bytes could be tuned so.
+pub fn check_settings(settings: &Options, cluster: u64) -> Result<(), String> {
+    let get = |key: &str| {
+        let found = settings.iter().rev().find(|(name, _)| name == key);
+        found.map(|(_, value)| value.as_str())
+    };
+    for (key, value) in settings {
+        if SWITCHES.contains(&key.as_str()) {
+            read_switch(key, value)?;
+        }
+    }
+    let bytes = |key: &str| {
+        get(key)
+            .map(|value| size::parameter(key, value))
+            .transpose()
+    };
+    let (whole, l2) = (bytes("cache-size")?, bytes("l2-cache-size")?);
+    let (refcounts, entry) = (bytes("refcount-cache-size")?, bytes("l2-cache-entry-size")?);
+    match (whole, l2, refcounts) {
+        (Some(_), Some(_), Some(_)) => {
+            return Err(
+                "cache-size, l2-cache-size and refcount-cache-size may not be set at the same time"
+                    .to_owned(),
+            );
+        }
+        (Some(whole), Some(l2), _) if l2 > whole => {
+            return Err("l2-cache-size may not exceed cache-size".to_owned());
+        }
+        (Some(whole), _, Some(refcounts)) if refcounts > whole => {
+            return Err("refcount-cache-size may not exceed cache-size".to_owned());
+        }
+        _ => {}
+    }
+    if let Some(entry) = entry
+        && !(entry.is_power_of_two() && (512..=cluster).contains(&entry))
+    {
+        return Err(format!(
+            "L2 cache entry size must be a power of two between 512 and the cluster size ({cluster})"
+        ));
+    }
+    if refcounts.unwrap_or(0) / cluster > i32::MAX as u64 {
+        return Err("Refcount cache size too big".to_owned());
+    }
+    let interval = get("cache-clean-interval").map(str::parse::<u32>);
+    if let Some(Err(_)) = interval {
+        return Err("Cache clean interval too big".to_owned());
+    }
+    check_overlap(get("overlap-check"), get("overlap-check.template"))
+}
+
+fn check_overlap(short: Option<&str>, template: Option<&str>) -> Result<(), String> {
+    match (short, template) {
+        (Some(short), Some(template)) if short != template => {
+            return Err(format!(
+                "Conflicting values for qcow2 options 'overlap-check' ('{short}') and \
+                 'overlap-check.template' ('{template}')"
+            ));
+        }
+        _ => {}
+    }
+    match short.or(template) {
+        None | Some("none" | "constant" | "cached" | "all") => Ok(()),
+        Some(other) => Err(format!(
+            "Unsupported value '{other}' for qcow2 option 'overlap-check'. Allowed are any of the \
+             following: none, constant, cached, all"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(text: &str) -> Options {
+        let parts = text.split(',').filter_map(|part| part.split_once('='));
+        parts
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect()
+    }
+
+    #[test]
+    fn files_are_taken_from_every_depth() {
+        let mut given = options(
+            "driver=qcow2,backing.driver=qcow2,backing.file.filename=b,backing.backing.driver=raw,\
+             backing.backing.file.filename=c,data-file.filename=d,cache-size=1M",
+        );
+        let node = Node::take(&mut given).unwrap();
+        assert_eq!(given, options("driver=qcow2"));
+        assert_eq!(node.settings, options("cache-size=1M"));
+        let instead = node.instead();
+        let seen: Vec<_> = instead
+            .iter()
+            .map(|one| {
+                (
+                    one.backing.as_deref(),
+                    one.backing_format.as_deref(),
+                    one.data_file.as_deref(),
+                )
+            })
+            .collect();
+        assert_eq!(
+            seen,
+            [
+                (Some("file:b"), Some("qcow2"), Some("file:d")),
+                (Some("file:c"), Some("raw"), None),
+                (None, None, None)
+            ]
+        );
+        let wrong = |text: &str| Node::take(&mut options(text)).unwrap_err();
+        assert_eq!(
+            wrong("backing.driver=qcow2,backing.foo=1"),
+            "Could not open backing file: Block format 'qcow2' does not support the option 'foo'"
+        );
+        assert_eq!(
+            wrong("data-file.driver=blkdebug"),
+            "Unknown driver 'blkdebug'"
+        );
+    }
+}
