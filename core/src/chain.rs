@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 
+use crate::crypto::Passphrase;
 use crate::error::{Error, Result, Role};
 use crate::storage::Storage;
 
@@ -41,6 +42,17 @@ pub trait Resolver {
     /// Opens the file, or says why not ([`Error::Refused`] for a matter of policy). The returned name must
     /// be the same for the same file, so that a chain that bites its tail is noticed.
     async fn resolve(&self, wanted: &Wanted<'_>) -> Result<File<Self::Storage>>;
+
+    /// The passphrase of that file's content, where the name in the image says which one it is.
+    /// [`OpenOptions::passphrases`](crate::OpenOptions::passphrases) come before it.
+    ///
+    /// # Errors
+    ///
+    /// Where it cannot be had: the file is not opened then.
+    fn passphrase(&self, wanted: &Wanted<'_>) -> Result<Option<Passphrase>> {
+        let _ = wanted;
+        Ok(None)
+    }
 }
 
 /// Opens nothing: what an untrusted image deserves until someone decided otherwise.

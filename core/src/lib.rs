@@ -50,8 +50,9 @@ pub use chain::{DenyAll, File, Resolver, Wanted};
 pub use check::{CheckOptions, CheckReport};
 pub use error::{Error, Place, Result, Role, Structure};
 pub use image::{
-    AmendOptions, Backing, BackingName, Extent, ExtentKind, Image, Instead, IoCounts, Layer,
-    NewSnapshot, OpenOptions, Preallocation, Qcow2, ResizeOptions, ZeroMode,
+    AmendOptions, Backing, BackingName, Corruption, Extent, ExtentKind, Image, Instead, IoCounts,
+    Layer, NewSnapshot, OnCorruption, OpenOptions, Piece, Placed, Preallocation, Qcow2,
+    ResizeOptions, ZeroMode,
 };
 pub use probe::Format;
 pub use raw::Raw;

@@ -1,9 +1,11 @@
 //! The block map of a disk: what `qemu-img map` prints, entry by entry.
 
+use std::ops::Range;
+
 use crate::error::Result;
 use crate::image::{Extent, Image};
 use crate::storage::Storage;
-use crate::units::{GuestOffset, HostOffset};
+use crate::units::{ClusterSize, GuestOffset, HostOffset};
 
 /// A stretch of the disk that is all alike. Field names are those of `qemu-img map --output=json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,4 +133,25 @@ impl<'a, S: Storage> Mapper<'a, S> {
         self.at += extent.length;
         Ok(Some(entry))
     }
+}
+
+/// The clusters of a new image, with clusters of `cluster`, that `image`'s data falls into: `add` gets them in runs from
+/// the first index up to the one behind the last, in order and none twice.
+pub(crate) async fn data_clusters<S: Storage>(
+    image: &Image<S>,
+    cluster: ClusterSize,
+    mut add: impl FnMut(Range<u64>),
+) -> Result<()> {
+    // Extents need not end where clusters do.
+    let mut behind = 0;
+    let mut mapper = Mapper::new(image, 0, u64::MAX);
+    while let Some(entry) = mapper.next().await? {
+        let first = cluster.index_of(entry.start).max(behind);
+        let end = cluster.count_for(entry.start + entry.length);
+        if entry.data && first < end {
+            add(first..end);
+            behind = end;
+        }
+    }
+    Ok(())
 }

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::image::Image;
-use crate::map::Mapper;
+use crate::map::data_clusters;
 use crate::qcow2::{MAX_L1_BYTES, RefcountWidth, Version};
 use crate::storage::Storage;
 use crate::units::{ClusterSize, SECTOR};
@@ -37,6 +37,8 @@ pub struct Qcow2Target {
     pub preallocated: bool,
     /// Whether it is to have a backing file: then zeros have to be written too.
     pub backing: bool,
+    /// How long its encryption header is, in bytes; 0 for an image that has none.
+    pub encryption_header: u64,
 }
 
 impl Default for Qcow2Target {
@@ -47,6 +49,7 @@ impl Default for Qcow2Target {
             extended_l2: false,
             preallocated: false,
             backing: false,
+            encryption_header: 0,
         }
     }
 }
@@ -87,7 +90,12 @@ pub async fn qcow2_from<S: Storage>(image: &Image<S>, target: &Qcow2Target) -> R
     let data = if target.backing {
         size
     } else {
-        data_clusters(image, target.cluster_size).await?
+        let mut clusters = 0;
+        data_clusters(image, target.cluster_size, |run| {
+            clusters += run.end - run.start;
+        })
+        .await?;
+        clusters << target.cluster_size.bits()
     };
     let bitmaps = bitmaps(image, target.cluster_size).await?;
     Ok(Measured {
@@ -115,7 +123,8 @@ fn with_data(size: u64, data: u64, target: &Qcow2Target) -> Result<Measured> {
     let l1_clusters = (l2_tables * 8).div_ceil(cluster.bytes());
     let described = 1 + l1_clusters + l2_tables + (disk >> cluster.bits());
     let clusters = described + refcount_clusters(described, cluster, target.refcount_width);
-    let fully_allocated = clusters
+    // As in qemu-img, the refcounts of the encryption header are not counted.
+    let fully_allocated = (clusters + cluster.count_for(target.encryption_header))
         .checked_mul(cluster.bytes())
         .ok_or_else(too_large)?;
     let data = if target.preallocated {
@@ -142,24 +151,6 @@ pub(crate) fn refcount_clusters(described: u64, cluster: ClusterSize, width: Ref
         }
         own = blocks + table;
     }
-}
-
-/// The bytes of the clusters of a new image that `image`'s data falls into.
-async fn data_clusters<S: Storage>(image: &Image<S>, cluster: ClusterSize) -> Result<u64> {
-    let mut bytes = 0;
-    // Up to here clusters are counted.
-    let mut counted = 0;
-    let mut mapper = Mapper::new(image, 0, u64::MAX);
-    while let Some(entry) = mapper.next().await? {
-        if !entry.data {
-            continue;
-        }
-        let from = cluster.floor(entry.start).max(counted);
-        let to = cluster.count_for(entry.start + entry.length) << cluster.bits();
-        bytes += to.saturating_sub(from);
-        counted = counted.max(to);
-    }
-    Ok(bytes)
 }
 
 /// What the bitmaps of `image` need in a qcow2 file with clusters of `cluster`.
@@ -218,6 +209,11 @@ mod tests {
             ),
             (524_288, 1_074_266_112)
         );
+        let encrypted = Qcow2Target {
+            encryption_header: 2_068_480,
+            ..plain
+        };
+        assert_eq!(sizes(1 << 30, encrypted), (2_490_368, 1_076_232_192));
         let full = Qcow2Target {
             cluster_size: cluster(512),
             preallocated: true,

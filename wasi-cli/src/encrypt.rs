@@ -51,6 +51,18 @@ pub fn of_qcow2(options: &CreateOptions) -> Result<Option<NewEncryption>, String
     }
 }
 
+/// How long the encryption header of a qcow2 image with these options would be, in bytes; 0 for one that has none.
+pub fn header_bytes_of_qcow2(options: &CreateOptions) -> Result<u64, String> {
+    if options.get("encrypt.format") != Some("luks") {
+        return Ok(0); // The old encryption has no header.
+    }
+    let key = options.get("encrypt.key-secret");
+    let key = key.ok_or("Parameter 'encrypt.key-secret' is required for cipher")?;
+    let luks = luks_options(options, "encrypt.")?;
+    secret::get(key)?;
+    luks.header_bytes().map_err(|error| error.to_string())
+}
+
 /// The header of a plain LUKS image with these options.
 pub fn of_luks(options: &CreateOptions) -> Result<NewLuksHeader, String> {
     if options.get("detached-header").is_some() {

@@ -1,6 +1,13 @@
 //! How a sub-command ends badly: the words, what stands before them, and the exit code.
 
+use std::cell::Cell;
 use std::fmt;
+use std::io;
+use std::rc::Rc;
+
+use oxcow::{Corruption, Error, OnCorruption};
+
+use crate::console;
 
 /// What a sub-command gives back: its exit code, or why it could not do its work.
 pub type Outcome = Result<u8, Failure>;
@@ -97,8 +104,58 @@ impl Failure {
     }
 }
 
-impl From<oxcow::Error> for Failure {
-    fn from(error: oxcow::Error) -> Self {
-        Self::new(error)
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::new(in_short(error))
+    }
+}
+
+thread_local! {
+    /// Whether it has been told that an image is corrupt.
+    static TOLD: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Says that an image is corrupt, when that is found.
+pub fn on_corruption() -> OnCorruption {
+    Rc::new(|corruption: &Corruption| {
+        TOLD.set(true);
+        console::error_line(&format!("qcow2: {corruption}"));
+    })
+}
+
+/// An image that is marked as corrupt already, in QEMU's words.
+pub fn of_opening(error: Error) -> Error {
+    match error {
+        Error::Corrupt { what, place } if what.starts_with("Image is corrupt;") => {
+            Error::corrupt(format!("qcow2: {what}"), place)
+        }
+        other => other,
+    }
+}
+
+/// An engine's error as messages have it: after it was told that an image is corrupt, the system's words alone
+/// are left.
+pub fn in_short(error: Error) -> Error {
+    match after_corruption(&error) {
+        None => error,
+        Some(words) => Error::Io {
+            what: "".into(),
+            offset: None,
+            source: io::Error::other(words),
+        },
+    }
+}
+
+/// The same of an error that somebody else keeps.
+pub fn words(error: &Error) -> String {
+    after_corruption(error).map_or_else(|| error.to_string(), str::to_owned)
+}
+
+fn after_corruption(error: &Error) -> Option<&'static str> {
+    match error {
+        Error::Corrupt { .. } if TOLD.get() => Some("Input/output error"),
+        // What is marked as corrupt is closed.
+        Error::Stopped(_) if TOLD.get() => Some("No medium found"),
+        _ => None,
     }
 }

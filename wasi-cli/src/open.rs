@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 
+use oxcow::crypto::Passphrase;
 use oxcow::qcow2::{Encryption, Version};
 use oxcow::{
     Backing, Error, File, Format, Image, Layer, OpenOptions, Place, Preallocation, Resolver, Role,
@@ -10,7 +11,7 @@ use oxcow::{
 };
 
 use crate::console;
-use crate::failure::Failure;
+use crate::failure::{self, Failure};
 use crate::file::{FileStorage, Identity, Lock, block_on};
 use crate::name::{self, Name};
 use crate::node;
@@ -218,7 +219,8 @@ pub fn open_with(
         opener,
         chain: RefCell::new(file.storage.identity().into_iter().collect()),
     };
-    let image = block_on(Image::open(file, &options, &resolver))?;
+    let image = block_on(Image::open(file, &options, &resolver)).map_err(failure::of_opening)?;
+    image.on_corruption(&failure::on_corruption());
     check_keys(&image, &name.keys)?;
     if let Some(qcow2) = image.top().as_qcow2() {
         let cluster = qcow2.header().cluster_size.bytes();
@@ -429,6 +431,15 @@ impl SandboxResolver {
 impl Resolver for SandboxResolver {
     type Storage = FileStorage;
 
+    fn passphrase(&self, wanted: &Wanted<'_>) -> Result<Option<Passphrase>, Error> {
+        let full = name::resolve(wanted.base, wanted.name);
+        let refused = |what: String| Error::Refused(what.into());
+        let keys = Name::parse(&full).map_err(refused)?.keys;
+        let own = keys.iter().find(|key| key.depth == 0);
+        let id = own.and_then(|key| key.id.as_deref());
+        id.map(secret::get).transpose().map_err(refused)
+    }
+
     async fn resolve(&self, wanted: &Wanted<'_>) -> Result<File<FileStorage>, Error> {
         let full = name::resolve(wanted.base, wanted.name);
         self.open(&full, wanted).map_err(|source| {
@@ -452,8 +463,15 @@ impl Resolver for SandboxResolver {
 
 /// Writes out what an image that was changed still owes its file. Only then the work is done.
 pub fn close(image: &Image<FileStorage>, given: &str) -> Result<(), Failure> {
-    block_on(image.close())
-        .map_err(|error| Failure::new(format!("Could not close '{given}': {error}")))
+    if image.marked_corrupt().is_some() {
+        return Ok(()); // Nothing more is written to it, and that was told.
+    }
+    block_on(image.close()).map_err(|error| {
+        Failure::new(format!(
+            "Could not close '{given}': {}",
+            failure::in_short(error)
+        ))
+    })
 }
 
 /// How much of new space is allocated, by the name that qemu-img has for it.

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::failure::Failure;
 use crate::name::split_options;
+use crate::outln;
 
 thread_local! {
     /// What the command line has defined so far.
@@ -29,7 +30,29 @@ pub fn get(id: &str) -> Result<Passphrase, String> {
 /// Takes the value of `--object`: of all kinds that QEMU has only secrets mean anything here.
 pub fn define(definition: &str) -> Result<(), Failure> {
     let fields = fields(definition).map_err(Failure::new)?;
+    if let Some(lines) = help(&fields) {
+        lines.iter().for_each(|line| outln!("{line}"));
+        return Err(Failure::said(0));
+    }
     define_fields(&fields).map_err(Failure::new)
+}
+
+/// What `help` asks for: the kinds of objects, or the options of one.
+fn help(fields: &Fields) -> Option<&'static [&'static str]> {
+    let asked = |word: &str| matches!(word, "help" | "?");
+    let ((_, kind), options) = fields.split_first()?;
+    if asked(kind) {
+        return Some(&["List of user creatable objects:", "  secret"]);
+    }
+    let about_options = options.iter().any(|(key, _)| asked(key));
+    (kind == "secret" && about_options).then_some(&[
+        "secret options:",
+        "  data=<string>",
+        "  file=<string>",
+        "  format=<QCryptoSecretFormat>",
+        "  iv=<string>",
+        "  keyid=<string>",
+    ])
 }
 
 type Fields = Vec<(String, String)>;
@@ -219,6 +242,20 @@ mod tests {
         assert_eq!(decode_base64(b"YWI=").unwrap(), b"ab");
         assert_eq!(decode_base64(b"YQ==\n").unwrap(), b"a");
         assert!(decode_base64(b"Y!").is_err());
+    }
+
+    #[test]
+    fn help_is_given_where_it_is_asked_for() {
+        let lines = |definition: &str| help(&fields(definition).unwrap());
+        assert_eq!(
+            lines("help"),
+            Some(&["List of user creatable objects:", "  secret"][..])
+        );
+        assert_eq!(lines("?"), lines("help"));
+        assert_eq!(lines("secret,help").unwrap().len(), 6);
+        assert_eq!(lines("secret,id=a,?"), lines("secret,help"));
+        assert_eq!(lines("secret,id=help,data=help"), None);
+        assert_eq!(lines("other,help"), None);
     }
 
     #[test]

@@ -4,10 +4,12 @@
 //! left out and each has one owner, so that every refcount up to the end is one. Where all of it stands follows from
 //! the disk's map alone: that is all that is kept.
 
+use std::ops::Range;
+
 use crate::create::{CreateOptions, layout};
 use crate::error::{Error, Result};
 use crate::image::{Image, Preallocation};
-use crate::map::Mapper;
+use crate::map::data_clusters;
 use crate::measure::refcount_clusters;
 use crate::qcow2::{COPIED, MAX_REFCOUNT_TABLE_BYTES, OFFSET_MASK, RawHeader, RefcountWidth};
 use crate::storage::Storage;
@@ -80,16 +82,13 @@ struct Stored {
 }
 
 impl Stored {
-    /// The clusters from `from` up to `to` are data; those of earlier calls come before them, or are the same.
-    fn add(&mut self, from: u64, to: u64) {
-        let counted = self.runs.last().map_or(0, |run| run.guest + run.count);
-        let from = from.max(counted);
-        let count = to.saturating_sub(from);
+    /// These clusters are data, too; those of earlier calls come before them.
+    fn add(&mut self, clusters: Range<u64>) {
+        let count = clusters.end - clusters.start;
         match self.runs.last_mut() {
-            _ if count == 0 => return,
-            Some(run) if counted == from => run.count += count,
+            Some(run) if run.guest + run.count == clusters.start => run.count += count,
             _ => self.runs.push(Run {
-                guest: from,
+                guest: clusters.start,
                 data: self.count,
                 count,
             }),
@@ -129,7 +128,8 @@ impl Export {
         }
         let plan = options.plan()?;
         let cluster = plan.geometry.cluster_size;
-        let stored = stored(image, cluster).await?;
+        let mut stored = Stored::default();
+        data_clusters(image, cluster, |clusters| stored.add(clusters)).await?;
         let tables = stored.parts(plan.geometry.l2_entries());
 
         let l1 = cluster.count_for(u64::from(plan.layout.l1_entries) * 8);
@@ -316,19 +316,6 @@ enum Place {
     L2(u64),
     /// The byte of the disk.
     Data(u64),
-}
-
-/// The clusters that hold the disk's data.
-async fn stored<S: Storage>(image: &Image<S>, cluster: ClusterSize) -> Result<Stored> {
-    let mut stored = Stored::default();
-    let mut mapper = Mapper::new(image, 0, u64::MAX);
-    while let Some(entry) = mapper.next().await? {
-        if entry.data {
-            let end = entry.start + entry.length;
-            stored.add(cluster.index_of(entry.start), cluster.count_for(end));
-        }
-    }
-    Ok(stored)
 }
 
 /// Fills `part` with `bytes` from `at` on, and zeros behind them.

@@ -13,6 +13,11 @@ const ALIGNMENT: u64 = 4096;
 /// The fewest rounds that are ever used.
 pub const MIN_ROUNDS: u32 = 1000;
 
+/// What the material of one key slot takes, in bytes.
+fn slot_room(key_bytes: u64) -> u64 {
+    (key_bytes * u64::from(STRIPES)).next_multiple_of(ALIGNMENT)
+}
+
 /// Fills what it is given with bytes that nobody can guess. The engine has none of its own.
 pub type Random<'a> = &'a mut dyn FnMut(&mut [u8]) -> std::io::Result<()>;
 
@@ -76,6 +81,15 @@ impl LuksOptions {
         Ok(self.spec()?.key_bytes)
     }
 
+    /// How many bytes a header takes, up to where the encrypted data begins.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`check`](Self::check).
+    pub fn header_bytes(&self) -> Result<u64> {
+        Ok(ALIGNMENT + SLOTS as u64 * slot_room(self.key_bytes()? as u64))
+    }
+
     /// Makes a header whose first key slot `passphrase` opens.
     ///
     /// # Errors
@@ -98,8 +112,7 @@ impl LuksOptions {
             uuid: uuid(random)?,
             slots: [KeySlot::default(); SLOTS],
         };
-        let bytes = u64::from(header.key_bytes) * u64::from(STRIPES);
-        let room = bytes.next_multiple_of(ALIGNMENT);
+        let room = slot_room(header.key_bytes.into());
         for (index, slot) in header.slots.iter_mut().enumerate() {
             slot.sector = ((ALIGNMENT + index as u64 * room) / SECTOR) as u32;
             slot.stripes = STRIPES;

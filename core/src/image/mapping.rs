@@ -2,10 +2,19 @@
 
 use crate::error::{Error, Place, Result, Structure};
 use crate::image::Qcow2;
+use crate::image::corruption::Hex;
 use crate::qcow2::l2::L2Entry;
 use crate::qcow2::{Run, RunKind, Version};
 use crate::storage::Storage;
 use crate::units::{GuestOffset, HostOffset};
+
+/// What can be wrong with an entry.
+enum Wrong {
+    /// No image has such an entry: the image is corrupt.
+    Contradiction(Error),
+    /// What it points to cannot be read as what it says, at least not now.
+    Elsewhere(Error),
+}
 
 impl<S: Storage> Qcow2<S> {
     /// What the bytes from `guest` on are in this file: a run of at most `max` bytes (at least 1 of them).
@@ -47,7 +56,7 @@ impl<S: Storage> Qcow2<S> {
             let checked = self.checked_run(entry, guest_cluster, within, entry_place(index));
             let part = match (checked, run) {
                 (Ok(part), _) => part,
-                (Err(error), None) => return Err(error),
+                (Err(error), None) => return Err(self.heard(error)),
                 // What stands before the wrong entry can be read.
                 (Err(_), Some(_)) => break,
             };
@@ -75,10 +84,14 @@ impl<S: Storage> Qcow2<S> {
         })
     }
 
-    /// The entry of the guest cluster that starts at `guest`, checked as [`Self::run_at`] checks it.
-    pub(crate) async fn entry_at(&self, guest: GuestOffset) -> Result<L2Entry> {
+    /// The entry of the guest cluster that starts at `guest` as it stands, and where; `None` where there is no table
+    /// for it.
+    pub(crate) async fn stored_entry(
+        &self,
+        guest: GuestOffset,
+    ) -> Result<Option<(L2Entry, Place)>> {
         let Some(table) = self.l2_table(guest)? else {
-            return Ok(L2Entry::UNALLOCATED);
+            return Ok(None);
         };
         let cluster = self.l2_format.cluster_size;
         let in_table =
@@ -96,11 +109,30 @@ impl<S: Storage> Qcow2<S> {
             .unwrap_or(L2Entry::UNALLOCATED);
         let place = Place::at(Structure::L2Table, table.0 + in_table)
             .entry(in_table / self.l2_format.entry_bytes());
+        Ok(Some((entry, place)))
+    }
+
+    /// `entry` of the guest cluster that starts at `guest`, checked as [`Self::run_at`] checks it.
+    pub(crate) fn check_entry(
+        &self,
+        entry: L2Entry,
+        guest: GuestOffset,
+        place: Place,
+    ) -> Result<L2Entry> {
         let mut within = 0;
-        while within < cluster.bytes() {
-            within += self.checked_run(entry, guest.0, within, place)?.length;
+        while within < self.l2_format.cluster_size.bytes() {
+            let run = self.checked_run(entry, guest.0, within, place);
+            within += run.map_err(|error| self.heard(error))?.length;
         }
         Ok(entry)
+    }
+
+    /// Raises the alarm where `wrong` is a contradiction, and not merely something that cannot be followed.
+    fn heard(&self, wrong: Wrong) -> Error {
+        match wrong {
+            Wrong::Contradiction(error) => self.alarm.raise(error),
+            Wrong::Elsewhere(error) => error,
+        }
     }
 
     /// What `entry` says of the bytes from `within` on; refuses what the file cannot hold (rule 17 of
@@ -111,46 +143,53 @@ impl<S: Storage> Qcow2<S> {
         guest_cluster: u64,
         within: u64,
         place: Place,
-    ) -> Result<Run> {
+    ) -> Result<Run, Wrong> {
         let run = self.l2_format.run_in(entry, within);
         let index = place.index.unwrap_or(0);
+        let contradiction = |what: &str| {
+            let table = place.offset.unwrap_or(0) - index * self.l2_format.entry_bytes();
+            let (table, index) = (Hex(table), Hex(index));
+            let what = format!("{what} (L2 offset: {table}, L2 index: {index})");
+            Err(Wrong::Contradiction(Error::corrupt(what, place)))
+        };
         if entry.has_reserved_bits() {
             let what = format!(
                 "L2 entry {:#x} has reserved bits set (L2 index: {index:#x})",
                 entry.descriptor
             );
-            return Err(Error::corrupt(what, place));
+            return Err(Wrong::Elsewhere(Error::corrupt(what, place)));
         }
         if entry.has_zero_flag() && self.header().version == Version::V2 {
-            let what = format!("Zero cluster entry found in pre-v3 image (L2 index: {index:#x})");
-            return Err(Error::corrupt(what, place));
+            return contradiction("Zero cluster entry found in pre-v3 image");
         }
         match run.kind {
-            RunKind::Invalid => Err(Error::corrupt(
-                format!("Invalid cluster entry found (L2 index: {index:#x})"),
-                place,
-            )),
+            // The two spaces are the message's own.
+            RunKind::Invalid => contradiction("Invalid cluster entry found "),
             RunKind::Data(host) | RunKind::Zero(Some(host)) | RunKind::Unallocated(Some(host)) => {
                 let start = host.0 - within;
                 let wrong = |how: &str| {
-                    Err(Error::corrupt(
+                    Err(Wrong::Elsewhere(Error::corrupt(
                         format!(
                             "Cluster allocation offset {start:#x} {how} (L2 index: {index:#x})"
                         ),
                         place,
-                    ))
+                    )))
                 };
                 if !HostOffset(start).is_aligned(self.header().cluster_size.bytes()) {
-                    return wrong("unaligned");
+                    let what = format!("Cluster allocation offset {start:#x} unaligned");
+                    return contradiction(&what);
                 }
                 if self.header().has_data_file() {
                     // Where guest data lies in a data file is not the image's to choose.
                     if start != guest_cluster {
                         let what = format!(
-                            "External data file host cluster offset {start:#x} does not match guest \
-                             cluster offset: {guest_cluster:#x}, L2 index: {index:#x})"
+                            "External data file host cluster offset {} does not match guest cluster \
+                             offset: {}, L2 index: {})",
+                            Hex(start),
+                            Hex(guest_cluster),
+                            Hex(index)
                         );
-                        return Err(Error::corrupt(what, place));
+                        return Err(Wrong::Contradiction(Error::corrupt(what, place)));
                     }
                     return Ok(run);
                 }
@@ -166,19 +205,17 @@ impl<S: Storage> Qcow2<S> {
             }
             RunKind::Compressed(compressed) => {
                 let start = compressed.offset;
-                let wrong = |how: &str| {
-                    Err(Error::corrupt(
-                        format!(
-                            "Compressed cluster offset {start:#x} {how} (L2 index: {index:#x})"
-                        ),
-                        place,
-                    ))
-                };
-                if start.0 >= self.file_len() {
-                    return wrong("past the end of the file");
-                }
                 if self.header().has_data_file() {
-                    return wrong("in an image with an external data file");
+                    return contradiction(
+                        "Compressed cluster entry found in image with external data file",
+                    );
+                }
+                if start.0 >= self.file_len() {
+                    let what = format!(
+                        "Compressed cluster offset {start:#x} past the end of the file (L2 index: {index:#x})"
+                    );
+                    let place = Place::at(Structure::CompressedCluster, start.0);
+                    return Err(Wrong::Elsewhere(Error::corrupt(what, place)));
                 }
                 Ok(run)
             }

@@ -3,10 +3,12 @@
 pub(crate) mod activity;
 pub(crate) mod change;
 mod clock;
+mod corruption;
 mod lock;
 mod mapping;
 mod open;
 pub mod ordering;
+mod placed;
 mod qcow2;
 mod read;
 mod tables;
@@ -14,7 +16,9 @@ mod tables;
 #[cfg(feature = "encryption")]
 pub use change::KeyChange;
 pub use change::{AmendOptions, IoCounts, NewSnapshot, Preallocation, ResizeOptions, ZeroMode};
+pub use corruption::{Corruption, OnCorruption};
 pub use open::{Backing, Instead, OpenOptions};
+pub use placed::{Piece, Placed};
 pub use qcow2::{BackingName, Qcow2};
 
 use std::cell::Cell;
@@ -39,6 +43,8 @@ pub struct Image<S> {
     changing: Option<change::state::Changing>,
     /// Keeps what is read from backing files, where that is wanted.
     keeps_reads: Cell<Option<KeepReads<S>>>,
+    /// Marks the image as corrupt, where it may be written to.
+    marks: Cell<Option<Mark<S>>>,
 }
 
 impl<S: std::fmt::Debug> std::fmt::Debug for Image<S> {
@@ -52,6 +58,8 @@ impl<S: std::fmt::Debug> std::fmt::Debug for Image<S> {
 
 /// Called through a pointer, so that a program that only reads does not contain all of writing.
 type KeepReads<S> = for<'a> fn(&'a Image<S>, Range<u64>) -> LocalBoxFuture<'a, Result<()>>;
+/// The same for the mark that an image is corrupt.
+type Mark<S> = for<'a> fn(&'a Image<S>) -> LocalBoxFuture<'a, ()>;
 
 /// One file of a chain.
 #[derive(Debug)]
@@ -316,9 +324,11 @@ impl<S: Storage> Image<S> {
     /// [`Error::OutOfRange`] outside the disk, [`Error::Corrupt`] where a table contradicts itself.
     pub async fn extent_at(&self, offset: GuestOffset, max: u64) -> Result<Extent> {
         self.check_range(offset, 1)?;
-        let _held = self.hold_for_reading(offset.0..offset.0 + 1).await?;
+        let held = self.hold_for_reading(offset.0..offset.0 + 1).await?;
         let max = max.clamp(1, self.virtual_size() - offset.0);
-        let located = self.locate(offset, max).await?;
+        let located = self.locate(offset, max).await;
+        drop(held);
+        let located = self.heed(located).await?;
         let (kind, host) = match located.run.kind {
             RunKind::Unallocated(host) => (ExtentKind::Unallocated, host),
             RunKind::Zero(host) => (ExtentKind::Zero, host),
@@ -333,6 +343,24 @@ impl<S: Storage> Image<S> {
             kind,
             host,
         })
+    }
+
+    /// Passes on how an operation ended; one that met tables which must not be followed has the image marked
+    /// first. No lock of this image is held.
+    pub(crate) async fn heed<T>(&self, result: Result<T>) -> Result<T> {
+        if result.is_err()
+            && let Some(mark) = self.marks.get()
+            && self.marked_corrupt().is_some()
+        {
+            mark(self).await;
+        }
+        result
+    }
+
+    /// Why the image was marked as corrupt since it was opened, if it was: it takes no more reads or writes.
+    #[must_use]
+    pub fn marked_corrupt(&self) -> Option<String> {
+        self.top().as_qcow2()?.alarm.fatal()
     }
 
     /// Whether the image has dropped its backing file since it was opened.

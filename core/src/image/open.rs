@@ -9,6 +9,7 @@ use crate::crypto::Passphrase;
 use crate::error::{Error, Place, Result, Role, Structure};
 use crate::image::change::state::Changing;
 use crate::image::clock::Clock;
+use crate::image::corruption::Alarm;
 use crate::image::ordering::{OrderingPoint, upheld};
 use crate::image::qcow2::{BackingName, Meta, Qcow2, Root, read_table, root_tables};
 use crate::image::tables::TableCache;
@@ -118,7 +119,9 @@ impl<S: Storage> Image<S> {
             flush(&file).await?;
         }
         let mut names = vec![file.name.clone()];
-        let mut layers = vec![open_layer(file, options.format, options, resolver, 0).await?];
+        let passphrase = given_passphrase(options, 0);
+        let layer = open_layer(file, options.format, passphrase, options, resolver, 0).await?;
+        let mut layers = vec![layer];
         let changing = match (&layers[0], options.writable) {
             (_, false) => None,
             (Layer::Raw(raw), true) => Some(Changing::open_raw(raw.file_len())),
@@ -185,6 +188,14 @@ impl<S: Storage> Image<S> {
                 Err(error) => return Err(failed(backing.name.clone(), error)),
             };
             let name = file.name.clone();
+            let passphrase = match given_passphrase(options, depth) {
+                None => resolver.passphrase(&wanted),
+                given => Ok(given),
+            };
+            let passphrase = match passphrase {
+                Ok(passphrase) => passphrase,
+                Err(error) => return Err(failed(name, error)),
+            };
             if names.contains(&name) {
                 let what = format!("Backing file '{name}' creates an infinite loop.");
                 return Err(failed(
@@ -199,7 +210,8 @@ impl<S: Storage> Image<S> {
                     Error::corrupt(what, Place::of(Structure::BackingName)),
                 ));
             }
-            let layer = match open_layer(file, format, options, resolver, depth).await {
+            let opened = open_layer(file, format, passphrase, options, resolver, depth);
+            let layer = match opened.await {
                 Ok(layer) => layer,
                 Err(error) => return Err(failed(name, error)),
             };
@@ -210,12 +222,20 @@ impl<S: Storage> Image<S> {
     }
 
     fn new(layers: Vec<Layer<S>>, changing: Option<Changing>) -> Self {
+        if let (Some(Layer::Qcow2(qcow2)), Some(_)) = (layers.first(), &changing) {
+            qcow2.alarm.set_writable();
+        }
         Self {
             layers,
             changing,
             keeps_reads: Cell::new(None),
+            marks: Cell::new(None),
         }
     }
+}
+
+fn given_passphrase(options: &OpenOptions, depth: usize) -> Option<Passphrase> {
+    options.passphrases.get(depth).cloned().flatten()
 }
 
 async fn flush<S: Storage>(file: &File<S>) -> Result<()> {
@@ -238,6 +258,7 @@ fn backing_format(name: &str) -> Result<Format> {
 async fn open_layer<S, R>(
     file: File<S>,
     format: Option<Format>,
+    passphrase: Option<Passphrase>,
     options: &OpenOptions,
     resolver: &R,
     depth: usize,
@@ -268,8 +289,8 @@ where
         Format::Luks => Layer::Raw(Raw::open_luks(file).await?),
         Format::Qcow2 => Layer::Qcow2(Box::new(open_qcow2(file, options, resolver, depth).await?)),
     };
-    if let Some(Some(passphrase)) = options.passphrases.get(depth) {
-        layer.unlock(passphrase, options.max_key_rounds).await?;
+    if let Some(passphrase) = passphrase {
+        layer.unlock(&passphrase, options.max_key_rounds).await?;
     }
     Ok(layer)
 }
@@ -402,6 +423,7 @@ where
         clusters: RefCell::new(Clock::new(cached_clusters.clamp(1, 64) as usize)),
         decompressor: RefCell::new(Decompressor::new()),
         compressor: RefCell::new(Compressor::new()),
+        alarm: Alarm::default(),
         volume: None,
         root: RefCell::new(Root {
             l1,

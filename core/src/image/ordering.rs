@@ -26,6 +26,8 @@ pub enum OrderingPoint {
     CopyShared,
     /// A new cluster that is only written in part has the rest filled (I2).
     FillNewCluster,
+    /// A file never ends within a sector that a guest may write over (I4).
+    WholeLastSector,
     /// A new refcount block is durable before the refcount table points to it (M1).
     RefcountBlockBeforeLink,
     /// Switch: all tables of the new state are durable before sector 0 points to them (M5, M6).
@@ -86,6 +88,7 @@ impl OrderingPoint {
         Self::FreezeBeforeFlush,
         Self::CopyShared,
         Self::FillNewCluster,
+        Self::WholeLastSector,
         Self::RefcountBlockBeforeLink,
         Self::FlushBeforeSwitch,
         Self::FlushAfterSwitch,

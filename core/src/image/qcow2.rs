@@ -8,6 +8,7 @@ use crate::codec::{Compressor, Decompressor};
 use crate::crypto::{HeaderArea, LuksHeader, Passphrase, Volume};
 use crate::error::{Error, Place, Result, Structure};
 use crate::image::clock::Clock;
+use crate::image::corruption::{Alarm, Hex};
 use crate::image::tables::TableCache;
 use crate::qcow2::header::{Table, TableClaim, TableRules};
 use crate::qcow2::{
@@ -68,6 +69,8 @@ pub struct Qcow2<S> {
     pub(crate) clusters: RefCell<Clock<crate::qcow2::Compressed, Rc<[u8]>>>,
     pub(crate) decompressor: RefCell<Decompressor>,
     pub(crate) compressor: RefCell<Compressor>,
+    /// What was found wrong while the image was in use.
+    pub(crate) alarm: Alarm,
     /// What encrypts guest data; missing where it is not encrypted, or was opened without a passphrase.
     pub(crate) volume: Option<Volume>,
 }
@@ -376,7 +379,8 @@ impl<S: Storage> Qcow2<S> {
         }
         let cluster = self.header().cluster_size;
         if !offset.is_aligned(cluster.bytes()) {
-            return wrong(format!("unaligned (L1 index: {index:#x})"));
+            let how = format!("unaligned (L1 index: {})", Hex(index));
+            return wrong(how).map_err(|error| self.alarm.raise(error));
         }
         if offset.0 >= self.file_len() {
             return wrong(format!("past the end of the file (L1 index: {index:#x})"));

@@ -9,7 +9,7 @@ use crate::error::{Error, Place, Result, Structure};
 use crate::image::{Image, Layer, Located, Qcow2, Source};
 use crate::qcow2::Compressed;
 use crate::storage::{Storage, read_padded};
-use crate::units::{GuestOffset, SECTOR};
+use crate::units::{GuestOffset, HostOffset, SECTOR};
 
 /// A part of a read that comes from one place.
 struct Part<'a> {
@@ -28,8 +28,13 @@ impl<S: Storage> Image<S> {
     /// [`Error::Corrupt`] for tables or compressed data that cannot be, [`Error::Unsupported`] for
     /// encrypted content, [`Error::Io`] where a file could not be read.
     pub async fn read_at(&self, offset: GuestOffset, buf: &mut [u8]) -> Result<()> {
-        let end = offset.0.saturating_add(buf.len() as u64);
         let _under_way = self.begin_operation();
+        let result = self.read_range(offset, buf).await;
+        self.heed(result).await
+    }
+
+    async fn read_range(&self, offset: GuestOffset, buf: &mut [u8]) -> Result<()> {
+        let end = offset.0.saturating_add(buf.len() as u64);
         if let Some(keep) = self.keeps_reads.get() {
             keep(self, offset.0..end).await?;
         }
@@ -88,7 +93,7 @@ impl<S: Storage> Image<S> {
 
     /// As [`Self::locate`], but goes on over the ends of table slices while the source goes on, and stops
     /// at the end of a compressed cluster.
-    async fn locate_contiguous(
+    pub(super) async fn locate_contiguous(
         &self,
         depth: usize,
         at: GuestOffset,
@@ -125,33 +130,14 @@ impl<S: Storage> Image<S> {
         let layer = &self.layers[located.depth];
         match (located.source(), layer) {
             (Source::Zeros, _) => buf.fill(0),
-            (Source::Host(host), Layer::Raw(raw)) => {
-                let volume = raw.volume()?;
-                let known = self.known_length(located.depth, raw.file_len());
-                let storage = &raw.file().storage;
-                match volume {
-                    None => read_data(storage, host.0, buf, known).await?,
-                    Some(volume) => {
-                        let encrypted = Encrypted {
-                            volume,
-                            sector: guest.0 / SECTOR,
-                        };
-                        encrypted.read(storage, host.0, buf, known).await?;
-                    }
-                }
-            }
-            (Source::Host(host), Layer::Qcow2(qcow2)) => {
-                let volume = qcow2.volume()?;
-                let own = qcow2.data_file.is_none();
-                let length = if own { qcow2.file_len() } else { 0 };
-                let known = self.known_length(located.depth, length);
-                let storage = &qcow2.content_file()?.storage;
-                match volume {
-                    None => read_data(storage, host.0, buf, known).await?,
-                    Some(volume) => {
-                        let sector = Qcow2::<S>::cipher_sector(volume, guest, host);
-                        let encrypted = Encrypted { volume, sector };
-                        encrypted.read(storage, host.0, buf, known).await?;
+            (Source::Host(host), _) => {
+                let stored = self.stored(located.depth, guest, host)?;
+                match stored.encrypted {
+                    None => read_data(stored.storage, host.0, buf, stored.known).await?,
+                    Some(encrypted) => {
+                        encrypted
+                            .read(stored.storage, host.0, buf, stored.known)
+                            .await?;
                     }
                 }
             }
@@ -168,7 +154,46 @@ impl<S: Storage> Image<S> {
     }
 }
 
+/// Where guest data stands as it is, or encrypted.
+pub(super) struct Stored<'a, S> {
+    pub storage: &'a S,
+    /// How long the storage surely is, in bytes.
+    known: u64,
+    pub encrypted: Option<Encrypted<'a>>,
+}
+
 impl<S: Storage> Image<S> {
+    /// What holds the bytes that the layer at `depth` has at `host` for `guest`.
+    pub(super) fn stored(
+        &self,
+        depth: usize,
+        guest: GuestOffset,
+        host: HostOffset,
+    ) -> Result<Stored<'_, S>> {
+        Ok(match &self.layers[depth] {
+            Layer::Raw(raw) => Stored {
+                storage: &raw.file().storage,
+                known: self.known_length(depth, raw.file_len()),
+                encrypted: raw.volume()?.map(|volume| Encrypted {
+                    volume,
+                    sector: guest.0 / SECTOR,
+                }),
+            },
+            Layer::Qcow2(qcow2) => {
+                let own = qcow2.data_file.is_none();
+                let length = if own { qcow2.file_len() } else { 0 };
+                Stored {
+                    storage: &qcow2.content_file()?.storage,
+                    known: self.known_length(depth, length),
+                    encrypted: qcow2.volume()?.map(|volume| Encrypted {
+                        volume,
+                        sector: Qcow2::<S>::cipher_sector(volume, guest, host),
+                    }),
+                }
+            }
+        })
+    }
+
     /// How long the file of a layer surely is, in bytes: what it was at open, where nobody should write to it.
     fn known_length(&self, depth: usize, length: u64) -> u64 {
         match depth == 0 && self.changing.is_some() {
@@ -193,7 +218,7 @@ async fn read_data<S: Storage>(storage: &S, at: u64, buf: &mut [u8], known: u64)
 }
 
 /// Encrypted guest data.
-struct Encrypted<'a> {
+pub(super) struct Encrypted<'a> {
     volume: &'a Volume,
     /// The number by which the sector is encrypted that the data begins in.
     sector: u64,

@@ -121,10 +121,8 @@ impl<S: Storage> WindowedStorage<S> {
             window.is_some_and(|window| matches!(window.content, Content::Fetching { .. }))
         };
         let first = range.start / self.window;
-        let all = first + 1..range.end.div_ceil(self.window);
-        let other = all
-            .into_iter()
-            .find(|index| is_fetching(index) != is_fetching(&first));
+        let mut others = first + 1..range.end.div_ceil(self.window);
+        let other = others.find(|index| is_fetching(index) != is_fetching(&first));
         let end = other.map_or(range.end, |index| index * self.window);
         range.start..end
     }

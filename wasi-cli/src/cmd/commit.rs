@@ -2,13 +2,14 @@
 
 use std::time::Instant;
 
-use oxcow::commit::{CommitOptions, commit};
+use oxcow::commit::{CommitError, CommitOptions, commit};
+use oxcow::convert::Failed;
 use oxcow::{Backing, Image, OpenOptions};
 
 use super::convert::Pace;
 use super::{Command, Context};
 use crate::args::Spec;
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Failure, Outcome, in_short};
 use crate::file::{FileStorage, block_on};
 use crate::name::{self, Name};
 use crate::open::{self, Handling, Source, could_not_open};
@@ -132,7 +133,16 @@ fn commit_to_base(request: &Request, given: &str, progress: &mut Progress) -> Re
         began: Instant::now(),
         quiet: request.quiet,
     };
-    block_on(commit(&overlay, &base, &options, pace)).map_err(Failure::new)?;
+    block_on(commit(&overlay, &base, &options, pace)).map_err(|error| {
+        Failure::new(match error {
+            CommitError::Copying(failed) => CommitError::Copying(Failed {
+                source: in_short(failed.source),
+                ..failed
+            }),
+            CommitError::Growing(error) => CommitError::Growing(in_short(error)),
+            CommitError::Emptying(error) => CommitError::Emptying(in_short(error)),
+        })
+    })?;
     open::close(&base, &base_name.given)?;
     open::close(&overlay, given)?;
     progress.finish();

@@ -4,7 +4,7 @@ use oxcow::compare::{self, Comparison, Failed, Side};
 
 use super::{Command, Context};
 use crate::args::Spec;
-use crate::failure::{Failure, Outcome};
+use crate::failure::{self, Failure, Outcome, in_short};
 use crate::file::block_on;
 use crate::open::{Source, check_exclusive};
 use crate::progress::Progress;
@@ -139,10 +139,15 @@ fn describe(failed: Failed, name_1: &str, name_2: &str) -> Failure {
         Side::Second => name_2,
     };
     if reading {
+        let source = in_short(source);
         let text = format!("Error while reading offset {offset} of {name}: {source}");
         Failure::new(text).with_code(COULD_NOT_READ)
     } else {
-        let text = format!("Sector allocation test failed for {name}: {source}");
+        let mut text = format!("Sector allocation test failed for {name}");
+        // What was told already is not told again.
+        if failure::words(&source) == source.to_string() {
+            text.push_str(&format!(": {source}"));
+        }
         Failure::new(text).with_code(COULD_NOT_MAP)
     }
 }

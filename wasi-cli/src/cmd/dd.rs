@@ -8,7 +8,7 @@ use super::create_options::CreateOptions;
 use super::{Command, Context};
 use crate::args::Spec;
 use crate::console;
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Failure, Outcome, in_short};
 use crate::file::{FileStorage, block_on};
 use crate::open::{self, Source};
 use crate::size;
@@ -100,6 +100,7 @@ fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
     while done < length {
         let chunk = &mut buf[..BUFFER.min(length - done) as usize];
         block_on(image.read_at(GuestOffset(start + done), chunk)).map_err(|error| {
+            let error = in_short(error);
             Failure::new(format!(
                 "error while reading from input image file: {error}"
             ))
@@ -155,9 +156,8 @@ impl Target {
             Self::Raw(storage) => {
                 block_on(storage.write_at(at, bytes)).map_err(|error| failed(&error))
             }
-            Self::Qcow2(image) => {
-                block_on(image.write_at(GuestOffset(at), bytes)).map_err(|error| failed(&error))
-            }
+            Self::Qcow2(image) => block_on(image.write_at(GuestOffset(at), bytes))
+                .map_err(|error| failed(&in_short(error))),
         }
     }
 

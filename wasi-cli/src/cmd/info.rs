@@ -77,8 +77,10 @@ fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
 fn collect(source: &Source, given: String, chain: bool) -> Result<Vec<ImageInfo>, Failure> {
     let mut infos: Vec<ImageInfo> = Vec::new();
     let mut next = Some((source.clone(), given));
+    // As they were given: an image that options name is met once more by its name.
+    let mut names: Vec<String> = Vec::new();
     while let Some((source, given)) = next.take() {
-        if infos.iter().any(|info| info.filename == given) {
+        if names.contains(&given) {
             return Err(Failure::new(format!(
                 "Backing file '{given}' creates an infinite loop."
             )));
@@ -104,6 +106,7 @@ fn collect(source: &Source, given: String, chain: bool) -> Result<Vec<ImageInfo>
             ));
         }
         infos.push(info);
+        names.push(given);
     }
     Ok(infos)
 }

@@ -5,7 +5,7 @@ use oxcow::map::{MapEntry, Mapper};
 
 use super::{Command, Context, Output};
 use crate::args::Spec;
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Failure, Outcome, in_short};
 use crate::file::{FileStorage, block_on};
 use crate::open::Source;
 use crate::{out, outln, size};
@@ -67,6 +67,7 @@ fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
 
 fn next(mapper: &mut Mapper<'_, FileStorage>) -> Result<Option<MapEntry>, Failure> {
     block_on(mapper.next())
+        .map_err(in_short)
         .map_err(|error| Failure::new(format!("Could not read file metadata: {error}")))
 }
 

@@ -10,7 +10,7 @@ use crate::args::Spec;
 use crate::failure::{Failure, Outcome};
 use crate::file::block_on;
 use crate::open::Source;
-use crate::{json, outln, size};
+use crate::{encrypt, json, outln, size};
 
 pub const COMMAND: Command = Command {
     name: "measure",
@@ -192,11 +192,7 @@ fn qcow2_target(options: &CreateOptions) -> Result<Qcow2Target, Failure> {
             "Extended L2 entries are only supported with cluster sizes of at least 16384 bytes",
         ));
     }
-    if options.get("encrypt.format").is_some() {
-        return Err(Failure::new(
-            "Parameter 'encrypt.key-secret' is required for cipher",
-        ));
-    }
+    let encryption_header = encrypt::header_bytes_of_qcow2(options).map_err(Failure::new)?;
     let backing = options.get("backing_file").is_some();
     Ok(Qcow2Target {
         cluster_size,
@@ -204,5 +200,6 @@ fn qcow2_target(options: &CreateOptions) -> Result<Qcow2Target, Failure> {
         extended_l2,
         preallocated,
         backing,
+        encryption_header,
     })
 }

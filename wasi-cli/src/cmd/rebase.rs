@@ -8,7 +8,7 @@ use super::commit::depth_of;
 use super::create::BACKING_FORMATS;
 use super::{Command, Context};
 use crate::args::Spec;
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Failure, Outcome, in_short};
 use crate::file::{FileStorage, block_on};
 use crate::name::{self, Name};
 use crate::open::{self, Handling, Source, could_not_open};
@@ -198,6 +198,7 @@ fn keep(
     });
     block_on(kept).map_err(|failed| {
         let Failed { step, source, .. } = failed;
+        let source = in_short(source);
         Failure::new(match step {
             Step::Mapping => format!("error while reading image metadata: {source}"),
             Step::Reading => format!("error while reading from old backing file: {source}"),
@@ -222,5 +223,5 @@ fn change_name(
     if image.top().as_qcow2().is_some() && !backing.is_none_or(has_format) {
         return Err(failed(&"backing format must be specified"));
     }
-    block_on(image.set_backing(backing)).map_err(|error| failed(&error))
+    block_on(image.set_backing(backing)).map_err(|error| failed(&in_short(error)))
 }

@@ -6,7 +6,7 @@ use oxcow::{Image, NewSnapshot, info};
 
 use super::{Command, Context};
 use crate::args::Spec;
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Failure, Outcome, in_short};
 use crate::file::{FileStorage, block_on};
 use crate::open::{self, Source, could_not_open};
 
@@ -131,7 +131,7 @@ fn create(image: &Image<FileStorage>, name: &str) -> Result<(), Failure> {
     };
     block_on(image.create_snapshot(&snapshot))
         .map(drop)
-        .map_err(|error| failed(&error))
+        .map_err(|error| failed(&in_short(error)))
 }
 
 fn apply(image: &Image<FileStorage>, wanted: &str) -> Result<(), Failure> {
@@ -157,7 +157,7 @@ fn apply(image: &Image<FileStorage>, wanted: &str) -> Result<(), Failure> {
         ));
     };
     block_on(image.apply_snapshot(&snapshot.id))
-        .map_err(|error| failed(&format!("Failed to load snapshot: {error}")))
+        .map_err(|error| failed(&format!("Failed to load snapshot: {}", in_short(error))))
 }
 
 fn delete(image: &Image<FileStorage>, wanted: &str) -> Result<(), Failure> {
@@ -175,5 +175,5 @@ fn delete(image: &Image<FileStorage>, wanted: &str) -> Result<(), Failure> {
     let Some(id) = found else {
         return Err(failed(&"snapshot not found"));
     };
-    block_on(image.delete_snapshot(&id)).map_err(|error| failed(&error))
+    block_on(image.delete_snapshot(&id)).map_err(|error| failed(&in_short(error)))
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::image::change::Engine;
 use crate::image::change::refcounts::Found;
 use crate::image::change::state::Reservation;
@@ -19,6 +19,15 @@ const KEPT_BLOCKS: usize = 64;
 /// let go, and the block be made by a commit.
 #[derive(Debug)]
 pub(crate) struct NeedsBlock(pub u64);
+
+/// What clusters are taken for.
+#[derive(Clone, Copy)]
+pub(crate) enum For {
+    /// The guest's data.
+    Data,
+    /// What messages call so.
+    Table(&'static str),
+}
 
 impl<'a, S: Storage> Engine<'a, S> {
     /// Up to `wanted` free clusters that follow one another, at least one, for what begins at `guest`.
@@ -37,7 +46,7 @@ impl<'a, S: Storage> Engine<'a, S> {
                 let early = std::mem::take(&mut self.state.epoch.borrow_mut().unlinked);
                 self.give_back(early).await?;
             }
-            match self.take(wanted, &tables).await? {
+            match self.take(For::Data, wanted, &tables).await? {
                 Ok(clusters) => {
                     return Ok((clusters.clone(), Reservation::new(self.state, clusters)));
                 }
@@ -52,12 +61,13 @@ impl<'a, S: Storage> Engine<'a, S> {
     /// As [`Self::allocate`], with the tables already held.
     pub async fn take(
         &self,
+        purpose: For,
         wanted: u64,
         _tables: &RangeGuard<'_>,
     ) -> Result<Result<Range<u64>, NeedsBlock>> {
         loop {
-            let found = self.state.refcounts.borrow_mut().take(wanted)?;
-            match found {
+            let found = self.state.refcounts.borrow_mut().take(wanted);
+            match found.map_err(|error| self.refcounts_wrong(error, purpose))? {
                 Found::Clusters(clusters) => {
                     self.qcow2.reaches(clusters.end * self.cluster_bytes());
                     return Ok(Ok(clusters));
@@ -66,6 +76,20 @@ impl<'a, S: Storage> Engine<'a, S> {
                 Found::Uncounted(index) => return Ok(Err(NeedsBlock(index))),
             }
         }
+    }
+
+    /// The refcounts call metadata free, or are not where the table says.
+    fn refcounts_wrong(&self, error: Error, purpose: For) -> Error {
+        let at_the_start = error.place().is_some_and(|place| place.offset == Some(0));
+        let error = match (purpose, error.place()) {
+            // In the words of QEMU, for which this is not an overlap.
+            (For::Table(what), Some(place)) if at_the_start => {
+                let what = format!("Preventing invalid allocation of {what} at offset 0");
+                Error::corrupt(what, place)
+            }
+            _ => error,
+        };
+        self.qcow2.alarm.raise(error)
     }
 
     /// Has the refcount block made that a step needs.
@@ -80,7 +104,8 @@ impl<'a, S: Storage> Engine<'a, S> {
             if refcounts.is_loaded(index) {
                 return Ok(());
             }
-            refcounts.block_offset(index)?
+            let offset = refcounts.block_offset(index);
+            offset.map_err(|error| self.qcow2.alarm.raise(error))?
         };
         let Some(offset) = offset else {
             return Ok(());

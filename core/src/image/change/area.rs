@@ -40,9 +40,8 @@ impl Used {
 
 impl<S: Storage> Engine<'_, S> {
     /// Prepares the switch to a header with these extensions and this name of a backing file, or the name that there
-    /// is: what goes behind
-    /// sector 0 is written, `header` told where the name is. The commits are held; the flush that comes before
-    /// every switch makes it durable.
+    /// is: what goes behind sector 0 is written, `header` told where the name is. The commits are held; the flush that
+    /// comes before every switch makes it durable.
     ///
     /// # Errors
     ///
@@ -59,7 +58,6 @@ impl<S: Storage> Engine<'_, S> {
             let cluster_size = self.qcow2.l2_format.cluster_size;
             let mut first =
                 read_first_cluster(&self.qcow2.file.storage, &raw, cluster_size).await?;
-            // Hardly ever does more than the beginning of a large cluster matter.
             let used = Used::by(self, &first, &raw);
             let old = used.0[1].clone();
             let kept = first.get(old).unwrap_or_default().to_vec();

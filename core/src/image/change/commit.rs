@@ -16,6 +16,7 @@ use std::rc::Rc;
 
 use crate::error::Result;
 use crate::image::change::Engine;
+use crate::image::change::allocate::For;
 use crate::image::change::refcounts::DirtyPart;
 use crate::image::change::state::Changing;
 use crate::image::lock::RangeGuard;
@@ -112,7 +113,8 @@ impl<S: Storage> Engine<'_, S> {
             Some(index) => self.new_block_in_its_own_range(index)?,
             None => self.new_block_ahead(tables).await?,
         };
-        let refcounts = self.state.refcounts.borrow_mut().take_dirty()?;
+        let refcounts = self.state.refcounts.borrow_mut().take_dirty();
+        let refcounts = refcounts.map_err(|error| self.qcow2.alarm.raise(error))?;
         let (slices, new_tables, l1_sectors) = self.freeze_tables();
         let unlinked = std::mem::take(&mut self.state.epoch.borrow_mut().unlinked);
         Ok(Frozen {
@@ -147,11 +149,22 @@ impl<S: Storage> Engine<'_, S> {
     /// A block that nothing pointed to before counts itself as the first cluster of its range.
     fn new_block_in_its_own_range(&self, index: u64) -> Result<Option<NewBlock>> {
         let refcounts = self.state.refcounts.borrow();
-        if refcounts.block_offset(index)?.is_some() {
+        let raise = |error| self.qcow2.alarm.raise(error);
+        let offset = refcounts.block_offset(index).map_err(raise)?;
+        if offset.is_some() {
             return Ok(None); // Somebody else's commit has made it.
         }
         let cluster = index * refcounts.per_block();
-        refcounts.check_unprotected(&(cluster..cluster + 1))?;
+        if refcounts
+            .metadata_in(&(cluster..cluster + 1), None)
+            .is_some()
+        {
+            // QEMU has the block behind what it is made for, and names what stands there.
+            let named = refcounts.check_unprotected(&(cluster + 1..cluster + 2));
+            named.map_err(raise)?;
+        }
+        let unprotected = refcounts.check_unprotected(&(cluster..cluster + 1));
+        unprotected.map_err(raise)?;
         let mut bytes = vec![0; self.cluster_bytes() as usize];
         refcounts.width.set(&mut bytes, 0, 1);
         let offset = cluster * self.cluster_bytes();
@@ -174,13 +187,17 @@ impl<S: Storage> Engine<'_, S> {
             let left = refcounts.per_block() - entry as u64;
             let near_the_end = left < refcounts.per_block() / 4;
             let room = index + 1 < refcounts.table.len() as u64;
-            let absent = refcounts.block_offset(index + 1)?.is_none();
+            let next = refcounts.block_offset(index + 1);
+            let absent = next
+                .map_err(|error| self.qcow2.alarm.raise(error))?
+                .is_none();
             if !(publishes && near_the_end && room && absent) {
                 return Ok(None);
             }
             index + 1
         };
-        let Ok(clusters) = self.take(1, tables).await? else {
+        let block = For::Table("refcount block");
+        let Ok(clusters) = self.take(block, 1, tables).await? else {
             return Ok(None);
         };
         let offset = clusters.start * self.cluster_bytes();

@@ -4,11 +4,13 @@ use std::ops::Range;
 
 use crate::error::{Error, Result};
 use crate::image::change::Engine;
-use crate::image::change::allocate::NeedsBlock;
+use crate::image::change::allocate::{For, NeedsBlock};
 use crate::image::change::state::Reservation;
 use crate::image::lock::RangeGuard;
 use crate::storage::Storage;
 use crate::units::{GuestOffset, HostOffset};
+
+const COMPRESSED: For = For::Table("compressed cluster");
 
 impl<S: Storage> Engine<'_, S> {
     /// Writes whole clusters compressed, each where that makes it smaller; the range is locked. The last
@@ -52,7 +54,7 @@ impl<S: Storage> Engine<'_, S> {
         };
         // Another stream may have been at this place once.
         self.qcow2.clusters.borrow_mut().clear();
-        self.write_data(host.0, bytes).await?;
+        self.write_packed(host.0, bytes).await?;
         self.link(guest, entry).await?;
         reservation.linked_all();
         Ok(())
@@ -101,7 +103,7 @@ impl<S: Storage> Engine<'_, S> {
                 self.pack_behind(host, length);
                 return Ok(Ok((host, cluster..cluster + 1)));
             }
-            let next = match self.take(1, tables).await? {
+            let next = match self.take(COMPRESSED, 1, tables).await? {
                 Ok(next) => next.start,
                 Err(needs) => return Ok(Err(needs)),
             };
@@ -117,7 +119,7 @@ impl<S: Storage> Engine<'_, S> {
             }
             return Ok(Ok(self.pack_into(next, length)));
         }
-        match self.take(1, tables).await? {
+        match self.take(COMPRESSED, 1, tables).await? {
             Ok(clusters) => {
                 self.no_longer_virgin(clusters.end * cluster_size.bytes());
                 Ok(Ok(self.pack_into(clusters.start, length)))

@@ -1,8 +1,9 @@
 //! What a guest writes: in place where the cluster is the image's own, else to new clusters, which are
 //! linked once their data is written.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::image::change::Engine;
+use crate::image::corruption::Hex;
 use crate::image::ordering::{OrderingPoint, upheld};
 use crate::qcow2::l2::L2Entry;
 use crate::storage::Storage;
@@ -94,7 +95,7 @@ impl<S: Storage> Engine<'_, S> {
     pub(super) async fn cluster_at(&self, at: u64) -> Result<Cluster> {
         let format = self.qcow2.l2_format;
         let guest = format.cluster_size.floor(at);
-        let entry = self.qcow2.entry_at(GuestOffset(guest)).await?;
+        let entry = self.writable_entry(at, guest).await?;
         let (data, zeros) = format.granule_masks(entry);
         let owned = entry.copied() || format.data_file || !upheld(OrderingPoint::CopyShared);
         let own = format.host_cluster(entry).filter(|_| owned);
@@ -103,8 +104,11 @@ impl<S: Storage> Engine<'_, S> {
         {
             // Whatever the tables say, data never goes over metadata (QEMU-COMPAT rule 43).
             let cluster = format.cluster_size.index_of(host.0);
-            let range = cluster..cluster + 1;
-            self.state.refcounts.borrow().check_unprotected(&range)?;
+            let unprotected = {
+                let refcounts = self.state.refcounts.borrow();
+                refcounts.check_unprotected(&(cluster..cluster + 1))
+            };
+            unprotected.map_err(|error| self.qcow2.alarm.raise(error))?;
         }
         Ok(Cluster {
             guest,
@@ -113,6 +117,37 @@ impl<S: Storage> Engine<'_, S> {
             data,
             zeros,
         })
+    }
+
+    /// The entry of the guest cluster that starts at `guest`, of which byte `at` is to be written; refuses
+    /// what would have data or a table written over other metadata.
+    async fn writable_entry(&self, at: u64, guest: u64) -> Result<L2Entry> {
+        let format = self.qcow2.l2_format;
+        self.check_table(guest)?;
+        let Some((entry, place)) = self.qcow2.stored_entry(GuestOffset(guest)).await? else {
+            return Ok(L2Entry::UNALLOCATED);
+        };
+        if let Some(host) = format.host_cluster(entry)
+            && entry.copied()
+            && !format.data_file
+        {
+            if !host.is_aligned(format.cluster_size.bytes()) {
+                let kind = match entry.has_zero_flag() {
+                    true => "Preallocated zero",
+                    false => "Data",
+                };
+                let at = Hex(at);
+                let what =
+                    format!("{kind} cluster offset {host:#x} unaligned (guest offset: {at})");
+                return Err(self.qcow2.alarm.raise(Error::corrupt(what, place)));
+            }
+            let cluster = format.cluster_size.index_of(host.0);
+            let refcounts = self.state.refcounts.borrow();
+            if let Some(kind) = refcounts.metadata_in(&(cluster..cluster + 1), None) {
+                return Err(self.qcow2.alarm.raise(kind.in_the_way(host.0)));
+            }
+        }
+        self.qcow2.check_entry(entry, GuestOffset(guest), place)
     }
 
     /// Whether the bytes `start..end` of the cluster are all plain data that can be overwritten.

@@ -5,8 +5,9 @@ use crate::error::{Error, Place, Result, Structure};
 use crate::image::change::Engine;
 use crate::image::change::bitmaps::Patch;
 use crate::image::change::mend::check_writable;
+use crate::image::change::refcounts::Metadata;
 use crate::image::ordering::{OrderingPoint, upheld};
-use crate::qcow2::{Autoclear, Incompatible, RawHeader};
+use crate::qcow2::{Autoclear, Incompatible, MAX_L1_BYTES, RawHeader};
 use crate::storage::Storage;
 use crate::units::SECTOR;
 
@@ -99,8 +100,23 @@ impl<S: Storage> Engine<'_, S> {
             header.autoclear_features &= known;
             self.switch(header).await?;
         }
+        self.complete_data_file().await?;
         self.state.prepared.set(true);
         Ok(())
+    }
+
+    /// A data file that somebody else has left ending within a sector ends with it from now on (I4); where the image's
+    /// own file ends is looked at with every write.
+    async fn complete_data_file(&self) -> Result<()> {
+        let Some(file) = &self.qcow2.data_file else {
+            return Ok(());
+        };
+        let length = file.storage.len().await;
+        let length = length.map_err(|error| Error::io("Could not get data file size", 0, error))?;
+        match length % SECTOR {
+            0 => Ok(()),
+            _ => self.complete_last_sector(file, length).await,
+        }
     }
 
     pub(super) async fn read_refcount_table(&self) -> Result<()> {
@@ -119,22 +135,49 @@ impl<S: Storage> Engine<'_, S> {
     /// Collects the clusters that hold metadata, which are never handed out for anything else.
     pub async fn protect_metadata(&self) -> Result<()> {
         let cluster_size = self.qcow2.l2_format.cluster_size;
-        let mut clusters = Vec::new();
-        for (start, end, _) in &*self.qcow2.meta.borrow().root_tables {
-            clusters.extend(cluster_size.index_of(*start)..cluster_size.count_for(*end));
+        let mut clusters: Vec<(Metadata, u64)> = Vec::new();
+        let mut add_bytes = |kind, start: u64, length: u64| {
+            let end = cluster_size.count_for(start.saturating_add(length));
+            let range = cluster_size.index_of(start)..end;
+            clusters.extend(range.map(|cluster| (kind, cluster)));
+        };
+        let header = self.qcow2.header();
+        {
+            let meta = self.qcow2.meta.borrow();
+            add_bytes(Metadata::Header, 0, cluster_size.bytes());
+            let length = |entries: u32| u64::from(entries) * 8;
+            let (l1, table) = (header.l1, header.refcount_table);
+            add_bytes(Metadata::ActiveL1, l1.offset.0, length(l1.entries));
+            add_bytes(
+                Metadata::RefcountTable,
+                table.offset.0,
+                length(table.entries),
+            );
+            let snapshots = header.snapshots.offset.0;
+            add_bytes(
+                Metadata::SnapshotTable,
+                snapshots,
+                meta.snapshot_table_bytes,
+            );
+            for snapshot in &*meta.snapshots {
+                let bytes = length(snapshot.l1_entries).min(MAX_L1_BYTES);
+                add_bytes(Metadata::InactiveL1, snapshot.l1_offset.0, bytes);
+            }
         }
-        let offsets = |entries: &[u64]| -> Vec<u64> {
+        let directory = self.bitmap_directory_clusters();
+        clusters.extend(directory.map(|cluster| (Metadata::BitmapDirectory, cluster)));
+        let named_by = |kind, entries: &[u64]| -> Vec<(Metadata, u64)> {
             entries
                 .iter()
                 .map(|entry| entry & crate::qcow2::OFFSET_MASK)
                 .filter(|&offset| offset != 0)
-                .map(|offset| cluster_size.index_of(offset))
+                .map(|offset| (kind, cluster_size.index_of(offset)))
                 .collect()
         };
-        clusters.extend(offsets(&self.qcow2.root.borrow().l1));
-        clusters.extend(self.bitmap_directory_clusters());
+        let l1 = &self.qcow2.root.borrow().l1;
+        clusters.extend(named_by(Metadata::ActiveL2, l1));
         let mut refcounts = self.state.refcounts.borrow_mut();
-        clusters.extend(offsets(&refcounts.table));
+        clusters.extend(named_by(Metadata::RefcountBlock, &refcounts.table));
         refcounts.protect(clusters);
         Ok(())
     }

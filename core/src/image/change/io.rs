@@ -1,5 +1,6 @@
 //! The storage as the engine writes to it: everything is counted, and what fails stops the image.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::io;
 
@@ -9,7 +10,7 @@ use crate::image::Qcow2;
 use crate::image::change::Engine;
 use crate::image::ordering::{OrderingPoint, upheld};
 use crate::storage::{Storage, read_padded};
-use crate::units::{GuestOffset, HostOffset};
+use crate::units::{GuestOffset, HostOffset, SECTOR};
 
 /// Counts a write that is given up half way.
 pub(super) struct GivenUp<'a>(pub &'a Cell<u64>);
@@ -35,8 +36,61 @@ impl<S: Storage> Engine<'_, S> {
     /// Writes guest data to where nothing durable points, or over what was there. A failure is the
     /// guest's: the image stays good.
     pub async fn write_data(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let file = self.qcow2.content_file()?;
+        let bytes = self.in_whole_sectors(file, offset, bytes).await?;
+        self.write_packed(offset, &bytes).await
+    }
+
+    /// As [`Self::write_data`], of bytes that share their last sector with what others write: compressed clusters, which
+    /// nobody overwrites.
+    pub async fn write_packed(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         let result = self.write(self.qcow2.content_file()?, offset, bytes).await;
         result.map_err(|error| Error::io("", offset, error))
+    }
+
+    /// `bytes`, with zeros up to the end of a sector where the file would end within one.
+    ///
+    /// A sector is there as a whole after a cut or not at all, but the file's length is another matter: what a later
+    /// write puts into the file's last sector may be there while the length is still the old one. The guest's sector
+    /// would then be new up to there and zeros behind, which is neither old nor new (I4). The range is locked by whole
+    /// clusters, so nobody else writes to these sectors.
+    async fn in_whole_sectors<'b>(
+        &self,
+        file: &File<S>,
+        offset: u64,
+        bytes: &'b [u8],
+    ) -> Result<Cow<'b, [u8]>> {
+        let end = offset + bytes.len() as u64;
+        let whole = end.next_multiple_of(SECTOR);
+        if !upheld(OrderingPoint::WholeLastSector) {
+            return Ok(bytes.into());
+        }
+        let failed = |error| Error::io("", offset, error);
+        self.wait_for_given_up().await.map_err(failed)?;
+        let length = match std::ptr::eq(file, &self.qcow2.file) {
+            true => self.state.physical_len.get(),
+            false if end == whole => return Ok(bytes.into()),
+            false => file.storage.len().await.map_err(failed)?,
+        };
+        if offset < length.next_multiple_of(SECTOR) && length < end && length % SECTOR != 0 {
+            // Somebody else's file.
+            self.complete_last_sector(file, length).await?;
+        }
+        if end == whole || end <= length.next_multiple_of(SECTOR) {
+            return Ok(bytes.into());
+        }
+        let mut padded = bytes.to_vec();
+        padded.resize((whole - offset) as usize, 0);
+        Ok(padded.into())
+    }
+
+    /// Makes a file that ends within a sector end with it, durably.
+    pub async fn complete_last_sector(&self, file: &File<S>, length: u64) -> Result<()> {
+        let zeros = [0; SECTOR as usize];
+        let zeros = &zeros[(length % SECTOR) as usize..];
+        let written = self.write(file, length, zeros).await;
+        written.map_err(|error| Error::io("", length, error))?;
+        self.flush_file(file).await
     }
 
     /// As [`Self::write_data`], of what the guest wrote at `guest`: encrypted, where the image is. Whole
@@ -115,6 +169,9 @@ impl<S: Storage> Engine<'_, S> {
             }
             let waited_for = self.state.waited_for.get().max(known);
             self.state.waited_for.set(waited_for);
+            let length = self.qcow2.file.storage.len().await?;
+            let known = self.state.physical_len.get();
+            self.state.physical_len.set(known.max(length));
         }
         Ok(())
     }

@@ -2,9 +2,10 @@
 
 use std::rc::Rc;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Place, Result, Structure};
 use crate::image::change::Engine;
-use crate::image::change::allocate::NeedsBlock;
+use crate::image::change::allocate::{For, NeedsBlock};
+use crate::image::change::refcounts::Metadata;
 use crate::image::change::state::Reservation;
 use crate::image::lock::RangeGuard;
 use crate::image::ordering::{OrderingPoint, upheld};
@@ -59,6 +60,12 @@ impl<S: Storage> Engine<'_, S> {
         } else if let Some(host) = format.host_cluster(old)
             && format.host_cluster(new) != Some(host)
         {
+            if !host.is_aligned(format.cluster_size.bytes()) {
+                // Whose it is nobody can say.
+                let what = format!("Cannot free unaligned cluster {host:#x}");
+                let place = Place::of(Structure::L2Table);
+                return self.qcow2.alarm.note(what, place);
+            }
             self.state.unlink(format.cluster_size.index_of(host.0));
         }
     }
@@ -87,6 +94,25 @@ impl<S: Storage> Engine<'_, S> {
         Ok(old)
     }
 
+    /// Whatever the L1 table says, no other metadata is written over as an L2 table (QEMU-COMPAT rule 43).
+    pub fn check_table(&self, guest: u64) -> Result<()> {
+        let index = (guest / self.qcow2.header().l1_coverage()) as usize;
+        let entry = self.qcow2.root.borrow().l1.get(index).copied();
+        let entry = entry.unwrap_or(0);
+        let offset = entry & OFFSET_MASK;
+        if entry & COPIED == 0 || offset == 0 {
+            return Ok(());
+        }
+        let cluster = self.qcow2.l2_format.cluster_size.index_of(offset);
+        let refcounts = self.state.refcounts.borrow();
+        match refcounts.metadata_in(&(cluster..cluster + 1), Some(Metadata::ActiveL2)) {
+            Some(kind) if HostOffset(offset).is_aligned(self.cluster_bytes()) => {
+                Err(self.qcow2.alarm.raise(kind.in_the_way(offset)))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The L2 table that covers `guest`, in a cluster that is the active state's own.
     pub async fn writable_table(
         &self,
@@ -94,6 +120,7 @@ impl<S: Storage> Engine<'_, S> {
         held: &RangeGuard<'_>,
     ) -> Result<Result<HostOffset, NeedsBlock>> {
         let index = (guest / self.qcow2.header().l1_coverage()) as usize;
+        self.check_table(guest)?;
         let old = self.qcow2.l2_table(GuestOffset(guest))?;
         let entry = self.qcow2.root.borrow().l1.get(index).copied();
         let Some(entry) = entry else {
@@ -106,7 +133,7 @@ impl<S: Storage> Engine<'_, S> {
         {
             return Ok(Ok(table));
         }
-        let clusters = match self.take(1, held).await? {
+        let clusters = match self.take(For::Table("L2 table"), 1, held).await? {
             Ok(clusters) => clusters,
             Err(needs) => return Ok(Err(needs)),
         };
@@ -128,6 +155,9 @@ impl<S: Storage> Engine<'_, S> {
                 .cluster_size
                 .index_of(entry & OFFSET_MASK);
             self.state.unlink(cluster);
+            // Where it was nobody else's after all, it becomes free.
+            let mut refcounts = self.state.refcounts.borrow_mut();
+            refcounts.unprotect(Metadata::ActiveL2, cluster);
         }
         Ok(Ok(table))
     }

@@ -21,6 +21,9 @@ mod io;
 #[cfg(feature = "encryption")]
 mod keys;
 mod link;
+mod mark;
+#[cfg(test)]
+mod mark_tests;
 mod mend;
 mod refcounts;
 mod resize;
@@ -164,10 +167,13 @@ impl<S: Storage> Image<S> {
     /// old or new, sector by sector.
     pub async fn write_at(&self, offset: GuestOffset, data: &[u8]) -> Result<()> {
         let length = data.len() as u64;
-        let Some((engine, _held)) = self.change(offset, length).await? else {
-            return self.raw_write(offset, data).await;
+        let result = async {
+            let Some((engine, _held)) = self.change(offset, length).await? else {
+                return self.raw_write(offset, data).await;
+            };
+            engine.write_guest(offset, data).await
         };
-        engine.write_guest(offset, data).await
+        self.heed(result.await).await
     }
 
     /// Writes whole clusters compressed, as far as that makes them smaller.
@@ -179,19 +185,23 @@ impl<S: Storage> Image<S> {
     /// image and for one with an external data file.
     pub async fn write_compressed(&self, offset: GuestOffset, data: &[u8]) -> Result<()> {
         let length = data.len() as u64;
-        let Some((engine, _held)) = self.change(offset, length).await? else {
-            return Err(Error::Unsupported(
-                "A raw image has no compressed clusters".into(),
-            ));
+        let result = async {
+            let Some((engine, _held)) = self.change(offset, length).await? else {
+                return Err(Error::Unsupported(
+                    "A raw image has no compressed clusters".into(),
+                ));
+            };
+            let size = engine.cluster_bytes();
+            let end = offset.0 + length;
+            if !offset.is_aligned(size) || (!end.is_multiple_of(size) && end != self.virtual_size())
+            {
+                return Err(Error::OutOfRange(
+                    "Only whole clusters can be compressed".into(),
+                ));
+            }
+            engine.write_compressed_guest(offset, data).await
         };
-        let size = engine.cluster_bytes();
-        let end = offset.0 + length;
-        if !offset.is_aligned(size) || (!end.is_multiple_of(size) && end != self.virtual_size()) {
-            return Err(Error::OutOfRange(
-                "Only whole clusters can be compressed".into(),
-            ));
-        }
-        engine.write_compressed_guest(offset, data).await
+        self.heed(result.await).await
     }
 
     /// Makes `length` bytes at `offset` read as zeros, by the tables as far as the format allows it.
@@ -205,10 +215,13 @@ impl<S: Storage> Image<S> {
         length: u64,
         mode: ZeroMode,
     ) -> Result<()> {
-        let Some((engine, _held)) = self.change(offset, length).await? else {
-            return self.raw_zeroes(offset, length).await;
+        let result = async {
+            let Some((engine, _held)) = self.change(offset, length).await? else {
+                return self.raw_zeroes(offset, length).await;
+            };
+            engine.zero_guest(offset.0, offset.0 + length, mode).await
         };
-        engine.zero_guest(offset.0, offset.0 + length, mode).await
+        self.heed(result.await).await
     }
 
     /// Gives back the whole clusters inside the `length` bytes at `offset`, which read as zeros then. A
@@ -219,10 +232,13 @@ impl<S: Storage> Image<S> {
     ///
     /// Those of [`write_at`](Self::write_at).
     pub async fn discard(&self, offset: GuestOffset, length: u64) -> Result<()> {
-        let Some((engine, _held)) = self.change(offset, length).await? else {
-            return Ok(());
+        let result = async {
+            let Some((engine, _held)) = self.change(offset, length).await? else {
+                return Ok(());
+            };
+            engine.discard_guest(offset.0, offset.0 + length).await
         };
-        engine.discard_guest(offset.0, offset.0 + length).await
+        self.heed(result.await).await
     }
 
     /// The guest's flush: when it returns, everything that was completed before it began is durable. Asks
@@ -236,8 +252,11 @@ impl<S: Storage> Image<S> {
         match self.engine()? {
             None => self.raw_flush().await,
             Some(engine) => {
-                engine.prepare().await?;
-                engine.commit(None).await
+                let result = async {
+                    engine.prepare().await?;
+                    engine.commit(None).await
+                };
+                self.heed(result.await).await
             }
         }
     }
@@ -253,8 +272,11 @@ impl<S: Storage> Image<S> {
             None => self.raw_flush().await,
             Some(engine) if !engine.state.prepared.get() => Ok(()),
             Some(engine) => {
-                engine.store_bitmaps().await?;
-                engine.tidy().await
+                let result = async {
+                    engine.store_bitmaps().await?;
+                    engine.tidy().await
+                };
+                self.heed(result.await).await
             }
         }
     }
@@ -273,6 +295,7 @@ impl<S: Storage> Image<S> {
             return Err(Error::Refused("Image is read-only".into()));
         };
         state.check_running()?;
+        self.can_be_marked();
         Ok(self.top().as_qcow2().map(|qcow2| Engine {
             image: self,
             qcow2,

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use crate::error::{Error, Place, Result, Structure};
+use crate::image::corruption::Hex;
 use crate::qcow2::{Header, OFFSET_MASK, RefcountWidth};
 use crate::units::{ClusterSize, SECTOR};
 
@@ -16,7 +17,8 @@ pub(crate) struct Refcounts {
     blocks: HashMap<u64, Block>,
     /// No cluster below this one is free.
     hint: u64,
-    /// Clusters of metadata, sorted: none of them is ever handed out, whatever the refcounts say.
+    /// Clusters of metadata with what they are, sorted: none of them is ever handed out, whatever the refcounts
+    /// say. A number each, with the kind in its lowest bits: large images have many.
     protected: Vec<u64>,
 }
 
@@ -32,6 +34,66 @@ pub(crate) struct DirtyPart {
     /// Where it lies in the file.
     pub offset: u64,
     pub bytes: Vec<u8>,
+}
+
+/// How many bits the kind of a protected cluster takes.
+const KIND_BITS: u32 = 4;
+const KIND_MASK: u64 = (1 << KIND_BITS) - 1;
+
+/// What guest data and new tables must not be written over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Metadata {
+    Header,
+    ActiveL1,
+    ActiveL2,
+    RefcountTable,
+    RefcountBlock,
+    SnapshotTable,
+    InactiveL1,
+    BitmapDirectory,
+}
+
+impl Metadata {
+    const ALL: [Self; 8] = [
+        Self::Header,
+        Self::ActiveL1,
+        Self::ActiveL2,
+        Self::RefcountTable,
+        Self::RefcountBlock,
+        Self::SnapshotTable,
+        Self::InactiveL1,
+        Self::BitmapDirectory,
+    ];
+
+    /// QEMU's name of it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Header => "qcow2_header",
+            Self::ActiveL1 => "active L1 table",
+            Self::ActiveL2 => "active L2 table",
+            Self::RefcountTable => "refcount table",
+            Self::RefcountBlock => "refcount block",
+            Self::SnapshotTable => "snapshot table",
+            Self::InactiveL1 => "inactive L1 table",
+            Self::BitmapDirectory => "bitmap directory",
+        }
+    }
+
+    /// Something else was about to be written to byte `offset`.
+    pub fn in_the_way(self, offset: u64) -> Error {
+        let name = self.name();
+        let what = format!("Preventing invalid write on metadata (overlaps with {name})");
+        let structure = match self {
+            Self::Header => Structure::Header,
+            Self::ActiveL1 | Self::InactiveL1 => Structure::L1Table,
+            Self::ActiveL2 => Structure::L2Table,
+            Self::RefcountTable => Structure::RefcountTable,
+            Self::RefcountBlock => Structure::RefcountBlock,
+            Self::SnapshotTable => Structure::SnapshotTable,
+            Self::BitmapDirectory => Structure::BitmapDirectory,
+        };
+        Error::corrupt(what, Place::at(structure, offset))
+    }
 }
 
 /// What asking for free clusters came to.
@@ -88,7 +150,10 @@ impl Refcounts {
         let offset = entry.map_or(0, |entry| entry & OFFSET_MASK);
         if offset & (self.cluster_size.bytes() - 1) != 0 {
             return Err(Error::corrupt(
-                format!("Refblock offset {offset:#x} unaligned (reftable index: {index:#x})"),
+                format!(
+                    "Refblock offset {offset:#x} unaligned (reftable index: {})",
+                    Hex(index)
+                ),
                 Place::of(Structure::RefcountTable).entry(index),
             ));
         }
@@ -196,28 +261,43 @@ impl Refcounts {
         self.hint = self.hint.min(cluster);
     }
 
+    /// What metadata there is in `clusters`, if any; `but` does not count.
+    pub fn metadata_in(&self, clusters: &Range<u64>, but: Option<Metadata>) -> Option<Metadata> {
+        let at = self
+            .protected
+            .partition_point(|&entry| entry >> KIND_BITS < clusters.start);
+        self.protected[at..]
+            .iter()
+            .take_while(|&&entry| entry >> KIND_BITS < clusters.end)
+            .map(|entry| Metadata::ALL[(entry & KIND_MASK) as usize])
+            .filter(|&kind| Some(kind) != but)
+            .min()
+    }
+
     /// Refcounts of a sound image never call metadata free (QEMU-COMPAT rule 43).
     pub fn check_unprotected(&self, clusters: &Range<u64>) -> Result<()> {
-        let at = self.protected.partition_point(|&c| c < clusters.start);
-        match self.protected.get(at) {
-            Some(&cluster) if cluster < clusters.end => {
-                let offset = cluster * self.cluster_size.bytes();
-                Err(Error::corrupt(
-                    format!(
-                        "The refcounts say that the metadata at {offset:#x} is free: check and repair the image"
-                    ),
-                    Place::at(Structure::RefcountBlock, offset),
-                ))
-            }
-            _ => Ok(()),
+        match self.metadata_in(clusters, None) {
+            None => Ok(()),
+            Some(kind) => Err(kind.in_the_way(clusters.start * self.cluster_size.bytes())),
         }
     }
 
-    /// From now on no cluster of `clusters` is handed out.
-    pub fn protect(&mut self, mut clusters: Vec<u64>) {
-        clusters.sort_unstable();
-        clusters.dedup();
-        self.protected = clusters;
+    /// From now on none of these clusters is handed out, and nothing else is.
+    pub fn protect(&mut self, clusters: impl IntoIterator<Item = (Metadata, u64)>) {
+        self.protected = clusters
+            .into_iter()
+            .map(|(kind, cluster)| cluster << KIND_BITS | kind as u64)
+            .collect();
+        self.protected.sort_unstable();
+        self.protected.dedup();
+    }
+
+    /// `cluster` is no longer what it was.
+    pub fn unprotect(&mut self, kind: Metadata, cluster: u64) {
+        let entry = cluster << KIND_BITS | kind as u64;
+        if let Ok(at) = self.protected.binary_search(&entry) {
+            self.protected.remove(at);
+        }
     }
 
     /// Takes the changed parts of the blocks, to be written.

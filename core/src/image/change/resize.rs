@@ -36,7 +36,10 @@ impl<S: Storage> Image<S> {
             ));
         }
         match self.engine()? {
-            Some(engine) => engine.resize(size, options.preallocation).await,
+            Some(engine) => {
+                let result = engine.resize(size, options.preallocation).await;
+                self.heed(result).await
+            }
             None => self.resize_raw(size, options.preallocation).await,
         }
     }

@@ -148,7 +148,8 @@ impl<'e, 'a, S: Storage> Shadow<'e, 'a, S> {
         }
         {
             let refcounts = self.engine.state.refcounts.borrow();
-            refcounts.check_unprotected(&run)?;
+            let unprotected = refcounts.check_unprotected(&run);
+            unprotected.map_err(|error| self.engine.qcow2.alarm.raise(error))?;
         }
         if run.start == self.hint || count == 1 {
             self.hint = run.end;

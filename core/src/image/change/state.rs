@@ -30,6 +30,8 @@ pub(crate) struct Changing {
     pub counts: Cell<IoCounts>,
     /// Why nothing more is written, once something failed.
     pub stopped: RefCell<Option<String>>,
+    /// Whether the header says that the image is corrupt because of what was found since it was opened.
+    pub marked: Cell<bool>,
     /// Whether the header was made ready for writing: unknown autoclear bits and the like are dealt with.
     pub prepared: Cell<bool>,
     pub refcounts: RefCell<Refcounts>,
@@ -104,6 +106,7 @@ impl Changing {
             tables: RangeLock::default(),
             counts: Cell::default(),
             stopped: RefCell::default(),
+            marked: Cell::new(false),
             prepared: Cell::new(false),
             refcounts: RefCell::new(refcounts),
             epoch: RefCell::default(),

@@ -6,6 +6,7 @@ use std::ops::Range;
 use crate::error::{Error, Place, Result, Structure};
 use crate::image::change::Engine;
 use crate::image::change::shadow::Shadow;
+use crate::image::corruption::Hex;
 use crate::qcow2::bytes::be64_table;
 use crate::qcow2::l2::L2Entry;
 use crate::qcow2::{COPIED, L2Format, OFFSET_MASK};
@@ -87,6 +88,18 @@ impl L2Table {
         (0..self.len()).fold(false, |any, index| self.set_copied(index, false) | any)
     }
 
+    /// The first entry that points to where no cluster begins, and there.
+    fn first_unaligned(&self) -> Option<(usize, HostOffset)> {
+        if self.format.data_file {
+            return None;
+        }
+        let size = self.format.cluster_size.bytes();
+        (0..self.len()).find_map(|index| {
+            let host = self.format.host_cluster(self.entry(index))?;
+            (!host.is_aligned(size)).then_some((index, host))
+        })
+    }
+
     pub fn host_cluster(&self, index: usize) -> Option<u64> {
         let entry = self.entry(index);
         let host = self.format.host_cluster(entry)?;
@@ -106,10 +119,10 @@ impl<S: Storage> Engine<'_, S> {
             return Ok(None);
         }
         let cluster = self.cluster_bytes();
-        if !HostOffset(offset).is_aligned(cluster)
-            || offset >= self.qcow2.file_len()
-            || l1_entry & !(OFFSET_MASK | COPIED) != 0
-        {
+        if !HostOffset(offset).is_aligned(cluster) {
+            return Err(self.qcow2.alarm.raise(self.unaligned_table(l1_entry)));
+        }
+        if offset >= self.qcow2.file_len() || l1_entry & !(OFFSET_MASK | COPIED) != 0 {
             return Err(Error::corrupt(
                 format!("L1 entry {l1_entry:#x} points to no L2 table"),
                 Place::of(Structure::L1Table),
@@ -122,7 +135,24 @@ impl<S: Storage> Engine<'_, S> {
             entries: be64_table(&bytes).collect(),
             format: self.qcow2.l2_format,
         };
+        if let Some((index, host)) = table.first_unaligned() {
+            let (at, index_hex) = (Hex(offset), Hex(index as u64));
+            let what = format!(
+                "Cluster allocation offset {host:#x} unaligned (L2 offset: {at}, L2 index: {index_hex})"
+            );
+            let place = Place::at(Structure::L2Table, offset).entry(index as u64);
+            return Err(self.qcow2.alarm.raise(Error::corrupt(what, place)));
+        }
         Ok(Some((offset, table)))
+    }
+
+    fn unaligned_table(&self, l1_entry: u64) -> Error {
+        let root = self.qcow2.root.borrow();
+        let index = root.l1.iter().position(|&entry| entry == l1_entry);
+        let index = index.unwrap_or(0) as u64;
+        let (offset, at) = (l1_entry & OFFSET_MASK, Hex(index));
+        let what = format!("L2 table offset {offset:#x} unaligned (L1 index: {at})");
+        Error::corrupt(what, Place::of(Structure::L1Table).entry(index))
     }
 
     pub fn cluster_of(&self, offset: u64) -> u64 {

@@ -218,7 +218,8 @@ impl<S: Storage> NewWidth<'_, '_, S> {
             self.engine.no_longer_virgin(end);
             let refcounts = self.engine.state.refcounts.borrow();
             for &cluster in &self.new {
-                refcounts.check_unprotected(&(cluster..cluster + 1))?;
+                let unprotected = refcounts.check_unprotected(&(cluster..cluster + 1));
+                unprotected.map_err(|error| self.engine.qcow2.alarm.raise(error))?;
             }
             return Ok(table_at);
         }

@@ -22,6 +22,15 @@ impl<S: Storage> Engine<'_, S> {
         }
         let mut at = start;
         while at < end {
+            let size = format.cluster_size.bytes();
+            let whole = at.is_multiple_of(size) && at + size <= end;
+            if whole && by_entry && self.is_unaligned(self.entry_to_drop(at).await?) {
+                let all = format.granules(0, size);
+                self.link(at, format.zero_entry(L2Entry::UNALLOCATED, all))
+                    .await?;
+                at += size;
+                continue;
+            }
             let cluster = self.cluster_at(at).await?;
             let within = at - cluster.guest;
             let part_end = (end - cluster.guest).min(format.cluster_size.bytes());
@@ -53,6 +62,23 @@ impl<S: Storage> Engine<'_, S> {
             self.commit_if_full().await?;
         }
         Ok(())
+    }
+
+    /// The entry of the guest cluster that starts at `guest`, of which nothing will be left: it may point to
+    /// where no cluster begins.
+    async fn entry_to_drop(&self, guest: u64) -> Result<L2Entry> {
+        let guest = GuestOffset(guest);
+        match self.qcow2.stored_entry(guest).await? {
+            None => Ok(L2Entry::UNALLOCATED),
+            Some((entry, _)) if self.is_unaligned(entry) => Ok(entry),
+            Some((entry, place)) => self.qcow2.check_entry(entry, guest, place),
+        }
+    }
+
+    fn is_unaligned(&self, entry: L2Entry) -> bool {
+        let format = self.qcow2.l2_format;
+        let host = format.host_cluster(entry).filter(|_| !format.data_file);
+        host.is_some_and(|host| !host.is_aligned(format.cluster_size.bytes()))
     }
 
     /// Whole granules: by the entry.
@@ -187,7 +213,7 @@ impl<S: Storage> Engine<'_, S> {
                 at = (at / coverage + 1) * coverage; // Nothing is allocated in all of it.
                 continue;
             }
-            let entry = self.qcow2.entry_at(GuestOffset(at)).await?;
+            let entry = self.entry_to_drop(at).await?;
             let allocated = entry.is_compressed() || format.host_cluster(entry).is_some();
             if allocated || !alone {
                 if self.data_file_is_raw() {

@@ -12,7 +12,7 @@ use crate::cmd::Context;
 use crate::cmd::create;
 use crate::cmd::create_options::CreateOptions;
 use crate::console;
-use crate::failure::Failure;
+use crate::failure::{Failure, in_short};
 use crate::file::{FileStorage, block_on};
 use crate::open::{self, Handling, check_cache_mode};
 use crate::progress::Progress;
@@ -170,7 +170,10 @@ fn copy_all(
         } => Failure::new(format!(
             "error while writing at byte {offset}: Operation not supported"
         )),
-        other => Failure::new(other),
+        other => Failure::new(Failed {
+            source: in_short(other.source),
+            ..other
+        }),
     })
 }
 

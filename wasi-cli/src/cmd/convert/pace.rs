@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use oxcow::convert::{Failed, Step, Watch};
 
 use crate::console;
+use crate::failure::words;
 use crate::progress::Progress;
 
 /// Watches a copy.
@@ -46,6 +47,7 @@ impl<B: Fn() -> u64> Watch for Pace<'_, B> {
             return;
         }
         let Failed { offset, source, .. } = what;
+        let source = words(source);
         console::warning(&match what.step {
             Step::Mapping => {
                 format!("error while reading block status at offset {offset}: {source}")

@@ -6,6 +6,7 @@ use super::commands::IoCommand;
 use super::request::number;
 use super::session::{Done, Open, Session};
 use super::units;
+use crate::failure::in_short;
 use crate::file::block_on;
 use crate::{console, outln};
 
@@ -49,7 +50,7 @@ pub fn alloc(session: &mut Session<'_>, _: &'static IoCommand, args: &[&str]) ->
     let result = allocation(open, start, end, |_, length, is| {
         allocated += if is { length } else { 0 };
     });
-    if let Err(error) = result {
+    if let Err(error) = result.map_err(in_short) {
         outln!("is_allocated failed: {error}");
         return Done::Badly;
     }
@@ -81,7 +82,7 @@ pub fn map(session: &mut Session<'_>, _: &'static IoCommand, _: &[&str]) -> Done
             .into_iter()
             .for_each(print),
     });
-    if let Err(error) = result {
+    if let Err(error) = result.map_err(in_short) {
         let program = session.program;
         console::error_line(&format!(
             "{program}: Failed to get allocation status: {error}"

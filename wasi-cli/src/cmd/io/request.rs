@@ -8,6 +8,7 @@ use super::commands::{Given, IoCommand};
 use super::session::{Done, Session};
 use super::units;
 use crate::args::Spec;
+use crate::failure::in_short;
 use crate::{outln, size};
 
 /// The longest request: what fits a signed 32-bit number in whole sectors.
@@ -242,7 +243,7 @@ pub enum Refusal {
 
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
-        Self::Engine(error)
+        Self::Engine(in_short(error))
     }
 }
 

@@ -203,7 +203,14 @@ impl<'a> Session<'a> {
     /// Closes the image, if there is one.
     pub fn close(&mut self) -> Result<(), Failure> {
         match self.open.take() {
-            Some(open) if open.writable => open::close(&open.image, open.title()),
+            Some(open) if open.writable => {
+                let closed = open::close(&open.image, open.title());
+                // What was found only now has been told, and that is all that qemu-io does about it.
+                match open.image.marked_corrupt() {
+                    Some(_) => Ok(()),
+                    None => closed,
+                }
+            }
             _ => Ok(()),
         }
     }

@@ -10,6 +10,7 @@ use super::commands::{Given, IoCommand};
 use super::request::{self, End, Figures, Refusal, Shape, Span, number, pattern, system_words};
 use super::session::{Done, Open, Session};
 use crate::args::Spec;
+use crate::failure::in_short;
 use crate::file::{self, block_on};
 use crate::{console, open, outln};
 
@@ -355,7 +356,7 @@ pub fn flush(session: &mut Session<'_>, _: &'static IoCommand, _: &[&str]) -> Do
     let result = open.map_or(Ok(()), |open| block_on(open.image.flush()));
     match result {
         Ok(()) => Done::Well,
-        Err(error) => session.complain(format!("flush failed: {error:#}")),
+        Err(error) => session.complain(format!("flush failed: {:#}", in_short(error))),
     }
 }
 
