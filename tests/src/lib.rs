@@ -1,10 +1,11 @@
 //! What the crossing tests share: images made by the native tools, the judge, the program under test, and
 //! the comparison of the two.
 //!
-//! `tests/differential.rs` reads every image of the [`gallery`] with both programs, `tests/damaged.rs` breaks
-//! images field by field, `tests/real_disk.rs` builds a disk with partitions and file systems, and
-//! `tests/safety.rs` looks at the safety report.
+//! `tests/crossing/differential.rs` reads every image of the [`gallery`] with both programs, `damaged.rs` beside it breaks
+//! images field by field, `real_disk.rs` builds a disk with partitions and file systems, and `safety.rs` looks at the
+//! safety report.
 
+pub mod any_storage;
 pub mod compare;
 pub mod crash;
 pub mod cut;

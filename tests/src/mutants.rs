@@ -9,7 +9,7 @@ pub enum Suite {
     Crash,
     /// `tests/tests/schedules/mutants.rs`.
     Schedules,
-    /// `tests/tests/key_slots.rs`.
+    /// `tests/tests/crossing/key_slots.rs`.
     Keys,
 }
 

@@ -1,5 +1,7 @@
 //! `kill -9` at random moments, over and over on the same images: what was flushed is there, every sector holds
 //! a value that it was given, every snapshot keeps what it had, and nothing but leaked clusters is left over.
+//!
+//! A program of its own: beside other tests, most processes would be killed before they have done anything.
 
 use std::fs;
 use std::io::{Read, Write};

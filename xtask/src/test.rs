@@ -163,12 +163,27 @@ fn docs(run: &mut Run) -> Result<()> {
 }
 
 fn unit(run: &mut Run) -> Result<()> {
-    let filter = run.test_filter.clone();
-    run.command(
-        cargo()
-            .args(["test", "--quiet", "--workspace", "--exclude", "oxcow-tests"])
-            .args(filter),
-    )
+    // Alone, the command is built with the features that `wasm::checked_cli` builds it with, so that one build serves
+    // both. The web binding has unit tests only: without `--lib` it would be compiled once more, for nobody.
+    const PARTS: [&[&str]; 3] = [
+        &["-p", "oxcow-cli"],
+        &["-p", "oxcow-web", "--lib"],
+        &[
+            "--workspace",
+            "--exclude",
+            "oxcow-tests",
+            "--exclude",
+            "oxcow-cli",
+            "--exclude",
+            "oxcow-web",
+        ],
+    ];
+    for part in PARTS {
+        let mut command = cargo();
+        command.args(["test", "--quiet"]).args(part);
+        run.command(command.args(&run.test_filter))?;
+    }
+    Ok(())
 }
 
 fn build(_: &mut Run) -> Result<()> {

@@ -5,6 +5,8 @@ use std::future::pending;
 use std::rc::Rc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use futures_util::future::LocalBoxFuture;
 use oxcow::commit::{CommitError, CommitOptions, commit};
 use oxcow::create::CreateOptions;
 use oxcow::hydrate::{Clock, Hydration, HydrationOptions};
@@ -17,6 +19,8 @@ use oxcow::{
     AmendOptions, Backing, BackingName, DenyAll, Error, File, Format, GuestOffset, Image,
     MemoryStorage, OpenOptions, Resolver, Role, Wanted, ZeroMode,
 };
+
+use crate::any_storage::AnyStorage;
 
 use super::disk::{Queue, SimDisk};
 use super::machine::{FileId, Machine};
@@ -66,22 +70,25 @@ pub trait Engine: Sized {
 }
 
 /// The engine that this project is about.
-pub struct Oxcow(Image<SimDisk>);
+pub struct Oxcow {
+    image: Image<AnyStorage>,
+    disk: SimDisk,
+}
 
 /// Opens the machine's own files, whatever the image calls them.
 struct Siblings(SimDisk);
 
 impl Resolver for Siblings {
-    type Storage = SimDisk;
+    type Storage = AnyStorage;
 
-    async fn resolve(&self, wanted: &Wanted<'_>) -> oxcow::Result<File<SimDisk>> {
+    async fn resolve(&self, wanted: &Wanted<'_>) -> oxcow::Result<File<AnyStorage>> {
         let file = match wanted.role {
             Role::Backing if wanted.name == OTHER_BACKING => FileId::Data,
             Role::Backing => FileId::Backing,
             Role::DataFile => FileId::Data,
         };
         Ok(File {
-            storage: self.0.sibling(file),
+            storage: AnyStorage::new(self.0.sibling(file)),
             name: wanted.name.to_owned(),
         })
     }
@@ -99,22 +106,15 @@ impl From<Error> for Failure {
     }
 }
 
-/// Opens the image of a machine for writing, with its data file and its backing file.
+/// Opens the image of a machine for writing, with its data file and its backing file. `disk` is one of its files.
 ///
 /// # Errors
 ///
 /// Those of [`Image::open`].
-pub async fn open_image(
-    machine: &Rc<Machine>,
-    queue: Option<&Rc<Queue>>,
-) -> oxcow::Result<Image<SimDisk>> {
-    let storage = match queue {
-        None => SimDisk::new(machine.clone(), FileId::Image),
-        Some(queue) => SimDisk::queued(machine.clone(), FileId::Image, queue.clone()),
-    };
-    let resolver = Siblings(storage.clone());
+pub async fn open_image(disk: &SimDisk) -> oxcow::Result<Image<AnyStorage>> {
+    let resolver = Siblings(disk.clone());
     let file = File {
-        storage,
+        storage: AnyStorage::new(disk.sibling(FileId::Image)),
         name: "image.qcow2".into(),
     };
     let options = OpenOptions {
@@ -126,13 +126,12 @@ pub async fn open_image(
 }
 
 /// Commits everything to the backing file, as a program of its own does it. `image` must be opened again then.
-async fn commit_image(image: &Image<SimDisk>) -> oxcow::Result<()> {
+async fn commit_image(Oxcow { image, disk }: &Oxcow) -> oxcow::Result<()> {
     image.close().await?;
-    let storage = image.top().file().storage.clone();
-    let resolver = Siblings(storage.clone());
-    let open = |storage, format, backing| {
+    let resolver = Siblings(disk.clone());
+    let open = |file, format, backing| {
         let file = File {
-            storage,
+            storage: AnyStorage::new(disk.sibling(file)),
             name: "image.qcow2".into(),
         };
         let options = OpenOptions {
@@ -144,9 +143,8 @@ async fn commit_image(image: &Image<SimDisk>) -> oxcow::Result<()> {
         let resolver = &resolver;
         async move { Image::open(file, &options, resolver).await }
     };
-    let below = storage.sibling(FileId::Backing);
-    let overlay = open(storage, Format::Qcow2, Backing::First(1)).await?;
-    let base = open(below, Format::Raw, Backing::Open).await?;
+    let overlay = open(FileId::Image, Format::Qcow2, Backing::First(1)).await?;
+    let base = open(FileId::Backing, Format::Raw, Backing::Open).await?;
     let options = CommitOptions {
         // Several pieces.
         buffer: 16 << 10,
@@ -161,17 +159,16 @@ async fn commit_image(image: &Image<SimDisk>) -> oxcow::Result<()> {
 }
 
 /// Has the image stand on another file. It must be opened again then.
-async fn rebase_image(image: &Image<SimDisk>, backing: Option<&str>) -> oxcow::Result<()> {
-    let storage = image.top().file().storage.sibling(FileId::Data);
+async fn rebase_image(Oxcow { image, disk }: &Oxcow, backing: Option<&str>) -> oxcow::Result<()> {
     let file = File {
-        storage: storage.clone(),
+        storage: AnyStorage::new(disk.sibling(FileId::Data)),
         name: OTHER_BACKING.into(),
     };
     let options = OpenOptions {
         format: Some(Format::Raw),
         ..OpenOptions::default()
     };
-    let other = Image::open(file, &options, &Siblings(storage)).await?;
+    let other = Image::open(file, &options, &Siblings(disk.clone())).await?;
     let options = RebaseOptions {
         // Several pieces.
         buffer: 16 << 10,
@@ -187,7 +184,7 @@ async fn rebase_image(image: &Image<SimDisk>, backing: Option<&str>) -> oxcow::R
     image.set_backing(name.as_ref()).await
 }
 
-async fn change_bitmaps(image: &Image<SimDisk>, request: BitmapRequest) -> oxcow::Result<()> {
+async fn change_bitmaps(image: &Image<AnyStorage>, request: BitmapRequest) -> oxcow::Result<()> {
     let qcow2 = image.top().as_qcow2();
     let bitmaps = match qcow2 {
         Some(qcow2) => qcow2.bitmaps().await?,
@@ -198,7 +195,7 @@ async fn change_bitmaps(image: &Image<SimDisk>, request: BitmapRequest) -> oxcow
     match request {
         BitmapRequest::Add => image.add_bitmap(NEW_BITMAP, Some(512), false).await,
         BitmapRequest::Merge => {
-            let same: Option<&Image<SimDisk>> = None;
+            let same: Option<&Image<AnyStorage>> = None;
             image.merge_bitmap(NEW_BITMAP, same, &first).await
         }
         BitmapRequest::Clear => image.clear_bitmap(NEW_BITMAP).await,
@@ -217,8 +214,8 @@ async fn change_bitmaps(image: &Image<SimDisk>, request: BitmapRequest) -> oxcow
 }
 
 /// Another image of the same size, with a bitmap that says something and is switched off.
-async fn with_a_bitmap(size: u64) -> oxcow::Result<Image<MemoryStorage>> {
-    let storage = MemoryStorage::default();
+async fn with_a_bitmap(size: u64) -> oxcow::Result<Image<AnyStorage>> {
+    let storage = AnyStorage::new(MemoryStorage::default());
     let options = CreateOptions {
         size,
         ..CreateOptions::default()
@@ -271,92 +268,133 @@ pub fn small_hydration() -> HydrationOptions {
     }
 }
 
+async fn ask(oxcow: &Oxcow, request: &Request) -> Result<(), Failure> {
+    let image = &oxcow.image;
+    match request {
+        Request::Write(at, bytes) => image.write_at(GuestOffset(*at), bytes).await?,
+        Request::WriteCompressed(at, bytes) => {
+            image.write_compressed(GuestOffset(*at), bytes).await?;
+        }
+        Request::Zeroes(at, length, unmap) => {
+            let mode = if *unmap {
+                ZeroMode::Unmap
+            } else {
+                ZeroMode::Keep
+            };
+            image.write_zeroes(GuestOffset(*at), *length, mode).await?;
+        }
+        Request::Discard(at, length) => image.discard(GuestOffset(*at), *length).await?,
+        Request::Flush => image.flush().await?,
+        Request::Create(name, vm_state) => {
+            let snapshot = NewSnapshot {
+                name: name.clone(),
+                vm_state: vm_state.clone(),
+                ..NewSnapshot::default()
+            };
+            image.create_snapshot(&snapshot).await?;
+        }
+        Request::Apply(id) => image.apply_snapshot(id).await?,
+        Request::Delete(id) => image.delete_snapshot(id).await?,
+        Request::Resize(size, allocate) => {
+            let preallocation = if *allocate {
+                Preallocation::Metadata
+            } else {
+                Preallocation::Off
+            };
+            let options = ResizeOptions {
+                shrink: true,
+                preallocation,
+            };
+            image.resize(*size, &options).await?;
+        }
+        Request::Repair => {
+            let report = repair(image, RepairMode::All, &mut ()).await?;
+            if !report.found.is_clean() {
+                return Err(Failure::Corrupt(format!("not repaired: {report:?}")));
+            }
+        }
+        Request::Close => image.close().await?,
+        Request::Commit => commit_image(oxcow).await?,
+        Request::Rebase(backing) => rebase_image(oxcow, *backing).await?,
+        Request::Bitmap(request) => change_bitmaps(image, *request).await?,
+        Request::Version(version) => {
+            let new = *version > 2;
+            let options = AmendOptions {
+                version: Some(if new { Version::V3 } else { Version::V2 }),
+                lazy_refcounts: new.then_some(true),
+                ..AmendOptions::default()
+            };
+            image.amend(&options).await?;
+        }
+        Request::RefcountBits(bits) => image.set_refcount_bits(*bits).await?,
+    }
+    Ok(())
+}
+
+/// All of the engine behind futures whose types name none of it: so it is compiled here, once, and not again into
+/// every program that polls them.
+impl Oxcow {
+    fn opened<'a>(
+        machine: &'a Rc<Machine>,
+        queue: Option<&'a Rc<Queue>>,
+    ) -> LocalBoxFuture<'a, Result<Self, Failure>> {
+        async move {
+            let disk = match queue {
+                None => SimDisk::new(machine.clone(), FileId::Image),
+                Some(queue) => SimDisk::queued(machine.clone(), FileId::Image, queue.clone()),
+            };
+            let image = open_image(&disk).await?;
+            Ok(Self { image, disk })
+        }
+        .boxed_local()
+    }
+
+    fn answer<'a>(&'a self, request: &'a Request) -> LocalBoxFuture<'a, Result<(), Failure>> {
+        ask(self, request).boxed_local()
+    }
+
+    fn filled(&self) -> LocalBoxFuture<'_, Result<(), Failure>> {
+        async {
+            let hydration = Hydration::new(&self.image, SimClock, small_hydration()).await?;
+            Ok(hydration.run().await.map(drop)?)
+        }
+        .boxed_local()
+    }
+
+    fn read_at<'a>(
+        &'a self,
+        offset: u64,
+        buf: &'a mut [u8],
+    ) -> LocalBoxFuture<'a, Result<(), Failure>> {
+        async move { Ok(self.image.read_at(GuestOffset(offset), buf).await?) }.boxed_local()
+    }
+}
+
 impl Engine for Oxcow {
     const NAME: &'static str = "oxcow";
 
     async fn open(machine: &Rc<Machine>, queue: Option<&Rc<Queue>>) -> Result<Self, Failure> {
-        Ok(Self(open_image(machine, queue).await?))
+        Self::opened(machine, queue).await
     }
 
     async fn ask(&self, request: &Request) -> Result<(), Failure> {
-        let image = &self.0;
-        match request {
-            Request::Write(at, bytes) => image.write_at(GuestOffset(*at), bytes).await?,
-            Request::WriteCompressed(at, bytes) => {
-                image.write_compressed(GuestOffset(*at), bytes).await?;
-            }
-            Request::Zeroes(at, length, unmap) => {
-                let mode = if *unmap {
-                    ZeroMode::Unmap
-                } else {
-                    ZeroMode::Keep
-                };
-                image.write_zeroes(GuestOffset(*at), *length, mode).await?;
-            }
-            Request::Discard(at, length) => image.discard(GuestOffset(*at), *length).await?,
-            Request::Flush => image.flush().await?,
-            Request::Create(name, vm_state) => {
-                let snapshot = NewSnapshot {
-                    name: name.clone(),
-                    vm_state: vm_state.clone(),
-                    ..NewSnapshot::default()
-                };
-                image.create_snapshot(&snapshot).await?;
-            }
-            Request::Apply(id) => image.apply_snapshot(id).await?,
-            Request::Delete(id) => image.delete_snapshot(id).await?,
-            Request::Resize(size, allocate) => {
-                let preallocation = if *allocate {
-                    Preallocation::Metadata
-                } else {
-                    Preallocation::Off
-                };
-                let options = ResizeOptions {
-                    shrink: true,
-                    preallocation,
-                };
-                image.resize(*size, &options).await?;
-            }
-            Request::Repair => {
-                let report = repair(image, RepairMode::All, &mut ()).await?;
-                if !report.found.is_clean() {
-                    return Err(Failure::Corrupt(format!("not repaired: {report:?}")));
-                }
-            }
-            Request::Close => image.close().await?,
-            Request::Commit => commit_image(image).await?,
-            Request::Rebase(backing) => rebase_image(image, *backing).await?,
-            Request::Bitmap(request) => change_bitmaps(image, *request).await?,
-            Request::Version(version) => {
-                let new = *version > 2;
-                let options = AmendOptions {
-                    version: Some(if new { Version::V3 } else { Version::V2 }),
-                    lazy_refcounts: new.then_some(true),
-                    ..AmendOptions::default()
-                };
-                image.amend(&options).await?;
-            }
-            Request::RefcountBits(bits) => image.set_refcount_bits(*bits).await?,
-        }
-        Ok(())
+        self.answer(request).await
     }
 
     async fn hydrate(&self) -> Result<(), Failure> {
-        let hydration = Hydration::new(&self.0, SimClock, small_hydration()).await?;
-        hydration.run().await?;
-        Ok(())
+        self.filled().await
     }
 
     async fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Failure> {
-        Ok(self.0.read_at(GuestOffset(offset), buf).await?)
+        self.read_at(offset, buf).await
     }
 
     fn size(&self) -> u64 {
-        self.0.virtual_size()
+        self.image.virtual_size()
     }
 
     fn version(&self) -> Option<(u32, bool)> {
-        let qcow2 = self.0.top().as_qcow2()?;
+        let qcow2 = self.image.top().as_qcow2()?;
         let version = match qcow2.header().version {
             Version::V2 => 2,
             Version::V3 => 3,

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use oxcow::{File, GuestOffset, Image, OpenOptions};
 
+use crate::any_storage::AnyStorage;
 use crate::scripts::storage::{Beside, HostFile, Pace, block_on};
 
 /// An image's content.
@@ -82,10 +83,11 @@ fn first_difference(a: &[u8], b: &[u8]) -> Option<usize> {
     a.iter().zip(b).position(|(a, b)| a != b)
 }
 
-async fn open(path: &Path) -> Result<Image<HostFile>, String> {
+async fn open(path: &Path) -> Result<Image<AnyStorage>, String> {
     let pace = Pace::at_once();
+    let storage = HostFile::open(path, false, &pace).map_err(|error| error.to_string())?;
     let file = File {
-        storage: HostFile::open(path, false, &pace).map_err(|error| error.to_string())?,
+        storage: AnyStorage::new(storage),
         name: path.display().to_string(),
     };
     let resolver = Beside {
@@ -97,7 +99,7 @@ async fn open(path: &Path) -> Result<Image<HostFile>, String> {
         .map_err(|error| format!("cannot be opened: {error:#}"))
 }
 
-async fn disk(image: &Image<HostFile>) -> Result<Vec<u8>, String> {
+async fn disk(image: &Image<AnyStorage>) -> Result<Vec<u8>, String> {
     let mut disk = vec![0; image.virtual_size() as usize];
     image
         .read_at(GuestOffset(0), &mut disk)

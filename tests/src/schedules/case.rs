@@ -18,6 +18,7 @@ use super::history::{ATOM, ATOMS, DISK, History, Tag, Tags, Time, bytes_of};
 use super::starts::{Base, StartKind};
 use super::states::States;
 use super::structure;
+use crate::any_storage::AnyStorage;
 use crate::crash::exec::now;
 
 /// What a task does. The clusters are half on the image itself (0, 1, 2, 8, 9, 10, 11), half left to its backing
@@ -165,7 +166,7 @@ struct Taken {
 
 /// A run in progress.
 struct Run<'r> {
-    image: &'r Image<Disk>,
+    image: &'r Image<AnyStorage>,
     files: &'r Rc<Files>,
     base: &'r Base,
     into_qcow2: bool,
@@ -184,25 +185,25 @@ const BACKING: usize = 1;
 struct BackingFile<'f>(&'f Rc<Files>);
 
 impl Resolver for BackingFile<'_> {
-    type Storage = Disk;
+    type Storage = AnyStorage;
 
-    async fn resolve(&self, wanted: &Wanted<'_>) -> oxcow::Result<File<Disk>> {
+    async fn resolve(&self, wanted: &Wanted<'_>) -> oxcow::Result<File<AnyStorage>> {
         Ok(File {
-            storage: Disk::new(self.0, BACKING),
+            storage: AnyStorage::new(Disk::new(self.0, BACKING)),
             name: wanted.name.to_owned(),
         })
     }
 }
 
 /// Opens file number `file` for writing.
-async fn open(files: &Rc<Files>, file: usize, format: Format) -> oxcow::Result<Image<Disk>> {
+async fn open(files: &Rc<Files>, file: usize, format: Format) -> oxcow::Result<Image<AnyStorage>> {
     let options = OpenOptions {
         format: Some(format),
         writable: true,
         ..OpenOptions::default()
     };
     let name = String::from("disk");
-    let storage = Disk::new(files, file);
+    let storage = AnyStorage::new(Disk::new(files, file));
     Image::open(File { storage, name }, &options, &BackingFile(files)).await
 }
 
@@ -248,7 +249,7 @@ impl<'r> Run<'r> {
     }
 
     /// Opens an image for the copies of a view.
-    async fn target(&self) -> oxcow::Result<Image<Disk>> {
+    async fn target(&self) -> oxcow::Result<Image<AnyStorage>> {
         match self.into_qcow2 {
             true => {
                 let file = self.files.add(self.base.target.clone());
@@ -373,8 +374,8 @@ impl<'r> Run<'r> {
         &self,
         op: Op,
         tag: Tag,
-        view: Option<&View<'_, Disk>>,
-        fleece: Option<&Fleece<'_, Disk, Disk>>,
+        view: Option<&View<'_, AnyStorage>>,
+        fleece: Option<&Fleece<'_, AnyStorage, AnyStorage>>,
     ) -> Worked {
         let image = self.image;
         // What they await is on the heap: a task would be as large as the largest of them.
@@ -448,8 +449,8 @@ impl<'r> Run<'r> {
         &self,
         op: Op,
         tag: Tag,
-        view: Option<&View<'_, Disk>>,
-        fleece: Option<&Fleece<'_, Disk, Disk>>,
+        view: Option<&View<'_, AnyStorage>>,
+        fleece: Option<&Fleece<'_, AnyStorage, AnyStorage>>,
     ) {
         if let Err(wrong) = self.task(op, tag, view, fleece).await {
             match wrong.contains(STOPPED) {

@@ -9,6 +9,7 @@ use oxcow::fleece::FleeceOptions;
 use oxcow::image::Backing;
 use oxcow::{DenyAll, File, Format, GuestOffset, Image, NewSnapshot, OpenOptions, ZeroMode};
 
+use crate::any_storage::AnyStorage;
 use crate::crash::builder::{Builder, Layout};
 use crate::crash::contents::{Bytes, Content, Contents, SECTOR};
 use crate::crash::disk::SimDisk;
@@ -51,7 +52,7 @@ impl Change {
         Self::Flush,
     ];
 
-    async fn make(self, image: &Image<SimDisk>, cluster: u64, byte: u8) -> oxcow::Result<()> {
+    async fn make(self, image: &Image<AnyStorage>, cluster: u64, byte: u8) -> oxcow::Result<()> {
         let data = |length: u64| vec![byte; length as usize];
         match self {
             Self::WritePart => image.write_at(GuestOffset(cluster + 100), &data(300)).await,
@@ -232,9 +233,9 @@ async fn run(
     cluster: u64,
     changes: &[Change],
 ) -> oxcow::Result<()> {
-    let image = open_image(machine, None).await?;
+    let image = open_image(&SimDisk::new(machine.clone(), FileId::Image)).await?;
     let target = File {
-        storage: SimDisk::new(machine.clone(), FileId::Data),
+        storage: AnyStorage::new(SimDisk::new(machine.clone(), FileId::Data)),
         name: "copies.qcow2".into(),
     };
     let options = OpenOptions {

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use oxcow::hydrate::{End, Hydration};
 use oxcow::{GuestOffset, Image, ZeroMode};
 
+use crate::any_storage::AnyStorage;
 use crate::crash::bench::{Bench, Origin};
 use crate::crash::disk::SimDisk;
 use crate::crash::engine::{SimClock, open_image, small_hydration};
@@ -48,7 +49,7 @@ fn guest(steps: &mut Steps<'_>, bench: &Bench) -> Vec<Step> {
     all
 }
 
-async fn ask(image: &Image<SimDisk>, step: &Step) -> oxcow::Result<()> {
+async fn ask(image: &Image<AnyStorage>, step: &Step) -> oxcow::Result<()> {
     match &step.request {
         Request::Write(at, bytes) => image.write_at(GuestOffset(*at), bytes).await,
         Request::Zeroes(at, length, _) => {
@@ -63,7 +64,8 @@ async fn ask(image: &Image<SimDisk>, step: &Step) -> oxcow::Result<()> {
 /// Fills the clone, while the guest writes as well where `writes`. `None` where it was killed.
 fn fill(bench: &Bench, writes: bool) -> Option<Result<(), String>> {
     let word = |error: oxcow::Error| format!("{error:#}");
-    let image = match now(open_image(&bench.machine, None))? {
+    let disk = SimDisk::new(bench.machine.clone(), FileId::Image);
+    let image = match now(open_image(&disk))? {
         Ok(image) => image,
         Err(error) => return Some(Err(word(error))),
     };

@@ -9,6 +9,7 @@ use oxcow::create::CreateOptions;
 use oxcow::qcow2::{Compression, Version};
 use oxcow::{Error, File, GuestOffset, Image, NewSnapshot, OpenOptions, ResizeOptions, ZeroMode};
 
+use crate::any_storage::AnyStorage;
 use crate::scripts::content::Pattern;
 use crate::scripts::model::{MACHINE, Model, is_running};
 use crate::scripts::operation::Op;
@@ -21,7 +22,7 @@ use crate::scripts::{DATA_FILE, IMAGE};
 pub struct Engine {
     dir: PathBuf,
     pace: Rc<Pace>,
-    image: Option<Image<HostFile>>,
+    image: Option<Image<AnyStorage>>,
 }
 
 impl Engine {
@@ -45,13 +46,13 @@ impl Engine {
         Ok(())
     }
 
-    fn image(&mut self) -> Result<&Image<HostFile>, Error> {
+    fn image(&mut self) -> Result<&Image<AnyStorage>, Error> {
         if self.image.is_none() {
             let path = self.dir.join(IMAGE);
             let storage = HostFile::open(&path, true, &self.pace)
                 .map_err(|error| Error::io(path.display().to_string(), 0, error))?;
             let file = File {
-                storage,
+                storage: AnyStorage::new(storage),
                 name: path.display().to_string(),
             };
             let options = OpenOptions {
@@ -112,10 +113,11 @@ impl Engine {
 /// # Errors
 /// Those of the library.
 pub fn create(setup: &Setup, dir: &Path) -> Result<(), Error> {
-    let make = |name: &str| -> Result<HostFile, Error> {
+    let make = |name: &str| -> Result<AnyStorage, Error> {
         let path = dir.join(name);
         fs::write(&path, [])
             .and_then(|()| HostFile::open(&path, true, &Pace::at_once()))
+            .map(AnyStorage::new)
             .map_err(|error| Error::io(path.display().to_string(), 0, error))
     };
     let data_file = match setup.data {
@@ -161,7 +163,7 @@ fn preallocation(preallocation: Preallocation) -> oxcow::Preallocation {
     }
 }
 
-async fn apply(image: &Image<HostFile>, op: &Op) -> Result<(), Error> {
+async fn apply(image: &Image<AnyStorage>, op: &Op) -> Result<(), Error> {
     match op {
         Op::Write(range, pattern) => {
             let data = pattern.bytes(range.end - range.start);

@@ -13,6 +13,8 @@ use std::task::{Context, Poll, Waker};
 use oxcow::storage::give_way;
 use oxcow::{Error, File, Resolver, Storage, Wanted};
 
+use crate::any_storage::AnyStorage;
+
 /// Runs a future whose every storage is a [`HostFile`].
 pub fn block_on<F: Future>(future: F) -> F::Output {
     let mut future = pin!(future);
@@ -130,16 +132,16 @@ pub struct Beside {
 }
 
 impl Resolver for Beside {
-    type Storage = HostFile;
+    type Storage = AnyStorage;
 
-    async fn resolve(&self, wanted: &Wanted<'_>) -> oxcow::Result<File<HostFile>> {
+    async fn resolve(&self, wanted: &Wanted<'_>) -> oxcow::Result<File<AnyStorage>> {
         let folder = Path::new(wanted.base).parent().unwrap_or(Path::new(""));
         let path: PathBuf = folder.join(wanted.name);
         let writable = self.writable && wanted.role == oxcow::Role::DataFile;
         let storage = HostFile::open(&path, writable, &self.pace)
             .map_err(|error| Error::io(format!("{}", path.display()), 0, error))?;
         Ok(File {
-            storage,
+            storage: AnyStorage::new(storage),
             name: path.display().to_string(),
         })
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 use oxcow::check::{Problem, Watcher};
 use oxcow::{File, GuestOffset, Image, OpenOptions, Storage};
 
+use crate::any_storage::AnyStorage;
 use crate::scripts::content::Content;
 use crate::scripts::model::Model;
 use crate::scripts::storage::{Beside, HostFile, Pace, block_on};
@@ -16,11 +17,11 @@ const CHUNK: u64 = 256 << 10;
 ///
 /// # Errors
 /// In words.
-pub fn open(path: &Path) -> Result<Image<HostFile>, String> {
+pub fn open(path: &Path) -> Result<Image<AnyStorage>, String> {
     let pace = Pace::at_once();
     let storage = HostFile::open(path, false, &pace).map_err(|error| error.to_string())?;
     let file = File {
-        storage,
+        storage: AnyStorage::new(storage),
         name: path.display().to_string(),
     };
     let resolver = Beside {

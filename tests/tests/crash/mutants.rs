@@ -9,6 +9,8 @@ use oxcow_tests::crash::bench::Bench;
 use oxcow_tests::crash::campaign::Campaign;
 use oxcow_tests::crash::engine::Oxcow;
 use oxcow_tests::crash::overlap::{GuestOp, overlap};
+use oxcow_tests::crash::run::run;
+use oxcow_tests::crash::script::Op;
 use oxcow_tests::crash::sim_exec::Choices;
 use oxcow_tests::crash::starts::StartKind;
 use oxcow_tests::mutants::{Suite, suite};
@@ -29,8 +31,19 @@ fn caught(point: OrderingPoint) -> Option<(u64, String)> {
                 }
             }
         }
-        overlapping().map(|example| (1, example))
+        let longer = longer().or_else(overlapping);
+        longer.map(|example| (1, example))
     })
+}
+
+/// Scripts of three operations that show what no shorter one does.
+fn longer() -> Option<String> {
+    let scripts = [[Op::WriteBytes, Op::GrowLittle, Op::WriteCluster]];
+    let bench = Bench::new(StartKind::Empty);
+    let found = scripts
+        .iter()
+        .find_map(|script| run::<Oxcow>(&bench, script, 0).err());
+    found.map(|found| found.to_string())
 }
 
 /// Pairs of guest operations at once.

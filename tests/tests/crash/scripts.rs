@@ -3,11 +3,13 @@
 use std::rc::Rc;
 use std::time::Instant;
 
+use oxcow::image::ordering::{OrderingPoint, knockout};
 use oxcow_tests::crash::bench::Bench;
 use oxcow_tests::crash::campaign::{Campaign, Outcome};
 use oxcow_tests::crash::engine::Oxcow;
 use oxcow_tests::crash::fault::Fault;
 use oxcow_tests::crash::faults::Faults;
+use oxcow_tests::crash::run::run;
 use oxcow_tests::crash::script::Op;
 use oxcow_tests::crash::starts::StartKind;
 use oxcow_tests::parallel;
@@ -72,6 +74,22 @@ fn failing_storages() {
         ..Campaign::of_length(2)
     };
     conduct("failing storages", &campaign);
+}
+
+/// Found by the long run: a file that ended within a sector, which a later write goes over: the sector is there, the
+/// file's new length is not.
+#[test]
+fn no_file_ends_within_a_sector_of_the_guests() {
+    let bench: Rc<Bench> = Bench::new(StartKind::Empty);
+    let script = [Op::WriteBytes, Op::GrowLittle, Op::WriteCluster];
+    let result = run::<Oxcow>(&bench, &script, 0);
+    assert!(result.is_ok(), "{}", result.unwrap_err());
+    let bench: Rc<Bench> = Bench::new(StartKind::Empty);
+    let without = knockout::without(OrderingPoint::WholeLastSector, || {
+        run::<Oxcow>(&bench, &script, 0)
+    });
+    let found = without.unwrap_err().to_string();
+    assert!(found.contains("cut off after 150 bytes"), "{found}");
 }
 
 /// Found by the long run: the write that comes last goes over a cluster in which the file ends within a sector,

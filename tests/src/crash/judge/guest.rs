@@ -233,6 +233,14 @@ impl Walk<'_, '_> {
             if !options.iter().chain(cut).all(|o| legal.allows(sector, *o)) {
                 return self.illegal(sector, "what lies below it", legal);
             }
+            for within in self.lengths_within(file, sector) {
+                if !options
+                    .iter()
+                    .all(|o| self.allows_cut(legal, sector, *o, within))
+                {
+                    return self.illegal(sector, "what lies below it, cut off", legal);
+                }
+            }
         }
         Ok(())
     }
@@ -262,8 +270,29 @@ impl Walk<'_, '_> {
             if may_be_cut && !legal.allows(sector, Content::ZERO) {
                 return self.illegal(sector, &format!("sector {host}, cut off"), legal);
             }
+            for within in self.lengths_within(file, host) {
+                if !options
+                    .iter()
+                    .all(|o| self.allows_cut(legal, sector, *o, within))
+                {
+                    let from = format!("sector {host}, cut off after {within} bytes");
+                    return self.illegal(sector, &from, legal);
+                }
+            }
         }
         Ok(())
+    }
+
+    /// Whether a sector may hold the first `length` bytes of `content` and zeros behind them.
+    fn allows_cut(
+        &self,
+        legal: &impl Legal,
+        sector: usize,
+        content: Content,
+        length: usize,
+    ) -> bool {
+        let found = self.table.find(&self.table.bytes(content)[..length]);
+        found.is_some_and(|cut| legal.allows(sector, cut))
     }
 
     fn check_compressed(

@@ -568,4 +568,18 @@ impl<'a, 'j> Walk<'a, 'j> {
         };
         (options, may_be_cut)
     }
+
+    /// Where in a sector the file may end after a crash, in bytes from its start: not before its first byte, nor behind
+    /// its last.
+    pub fn lengths_within(
+        &self,
+        file: FileId,
+        sector: usize,
+    ) -> impl Iterator<Item = usize> + use<'a> {
+        let lengths = self.files[file as usize].lengths();
+        lengths.filter_map(move |length| {
+            let within = length as usize % SECTOR;
+            (within != 0 && length as usize / SECTOR == sector).then_some(within)
+        })
+    }
 }

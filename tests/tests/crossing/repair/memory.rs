@@ -7,6 +7,7 @@ use oxcow::{
     Backing, DenyAll, File, Format, GuestOffset, Image, IoCounts, MemoryStorage, OpenOptions,
     RepairMode, RepairReport, Storage, repair,
 };
+use oxcow_tests::any_storage::AnyStorage;
 use oxcow_tests::scripts::storage::block_on;
 
 const NAME: &str = "disk.qcow2";
@@ -62,9 +63,9 @@ impl Storage for Shared {
     }
 }
 
-fn open<S: Storage>(storage: S, repair: bool) -> oxcow::Result<Image<S>> {
+fn open(storage: impl Storage + 'static, repair: bool) -> oxcow::Result<Image<AnyStorage>> {
     let file = File {
-        storage,
+        storage: AnyStorage::new(storage),
         name: NAME.into(),
     };
     let options = OpenOptions {
@@ -79,8 +80,8 @@ fn open<S: Storage>(storage: S, repair: bool) -> oxcow::Result<Image<S>> {
 }
 
 /// Repairs the image in `storage`. The bytes are left out.
-pub fn repair<S: Storage>(
-    storage: S,
+pub fn repair(
+    storage: impl Storage + 'static,
     mode: RepairMode,
     counter_bytes: usize,
 ) -> oxcow::Result<Repaired> {

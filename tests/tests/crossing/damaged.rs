@@ -182,7 +182,10 @@ fn harm(command: &Command, outcome: &Outcome) -> Option<String> {
     }
     // `check` first says what it found, `io` answers on standard output.
     let ends_with_message = *code == 1 && !matches!(command.name, "io" | "check");
-    (ends_with_message && !stderr.starts_with("oxcow: "))
+    // What is corrupt is told first, in QEMU's words and under the name of the format.
+    let mut lines = stderr.lines();
+    let message = lines.find(|line| !line.starts_with("qcow2: Image is corrupt: "));
+    (ends_with_message && !message.is_some_and(|line| line.starts_with("oxcow: ")))
         .then(|| format!("the message does not begin with the program's name: {stderr}"))
 }
 

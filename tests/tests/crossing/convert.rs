@@ -1,19 +1,18 @@
 //! Disks copied into new images and over old ones: random options, and random mistakes among them, given to
 //! qemu-img and to ours. Both must say the same, and the judge must find the same in what was made.
 
+use std::convert::identity;
 use std::fs;
 use std::path::Path;
 
 use oxcow_tests::compare::difference;
 use oxcow_tests::oracle::{self, Tool};
 use oxcow_tests::ours::Build;
-use oxcow_tests::report::{self, Failure, line_difference};
 use oxcow_tests::rng::Rng;
-use oxcow_tests::run::{self, Outcome};
 use oxcow_tests::scratch::Scratch;
-use oxcow_tests::scripts::place;
-use oxcow_tests::{normalise, parallel};
 use serde_json::Value;
+
+use super::sides::{self, Sides, features};
 
 /// How many command lines of each kind; every fourth is asked of the sandboxed build too.
 const LINES: usize = 240;
@@ -86,25 +85,6 @@ const SOURCES: &[&str] = &[
     "-f raw odd.raw mixed.raw",
     "small.qcow2 v2.qcow2 small.qcow2",
 ];
-
-fn prepare() -> Scratch {
-    let scratch = Scratch::new("convert-prepared");
-    let made = run::run(run::command("sh", scratch.path()).args(["-c", PREPARE]));
-    assert_eq!(made.code, 0, "{}", made.stderr);
-    scratch
-}
-
-/// A folder with copies of them all, without holes: who sees those tells more than who does not.
-fn copied(prepared: &Scratch, name: &str) -> Scratch {
-    let scratch = place::scratch(name);
-    let entries = fs::read_dir(prepared.path()).expect("the folder is there");
-    for entry in entries.flatten() {
-        let bytes = fs::read(entry.path()).expect("the file can be read");
-        fs::write(scratch.path().join(entry.file_name()), bytes)
-            .expect("the scratch folder can be written");
-    }
-    scratch
-}
 
 /// A command line, as far as it is put together.
 #[derive(Default)]
@@ -348,111 +328,47 @@ fn wrong(rng: &mut Rng) -> Vec<String> {
     args
 }
 
-struct Case<'a> {
-    args: &'a [String],
-    build: Build,
-    theirs: Scratch,
-    ours: Scratch,
-    failures: Vec<Failure>,
-}
-
-impl<'a> Case<'a> {
-    /// Runs the line with both programs, in a folder of its own each.
-    fn run(args: &'a [String], build: Build, prepared: &Scratch) -> (Self, Outcome) {
-        let mut case = Self {
-            args,
-            build,
-            theirs: copied(prepared, "convert-theirs"),
-            ours: copied(prepared, "convert-ours"),
-            failures: Vec::new(),
-        };
-        let expected = oracle::run(Tool::Img, case.theirs.path(), args);
-        let found = build.stand_in(Tool::Img, case.ours.path(), None, args);
-        case.note("convert", difference(&expected, &found));
-        (case, expected)
+/// Everything about two targets that `args` have written.
+fn compare_targets(sides: &mut Sides, args: &[String], target: &str, format: &str) {
+    let content = |scratch: &Scratch| {
+        let args = ["convert", "-f", format, target, "content"].map(str::to_owned);
+        let read = oracle::run(Tool::Img, scratch.path(), &args);
+        assert_eq!(read.code, 0, "{}", read.stderr);
+        fs::read(scratch.path().join("content")).expect("the content can be read")
+    };
+    let [expected, found] = sides.folders().map(content);
+    if expected != found {
+        let at = expected.iter().zip(&found).position(|(a, b)| a != b);
+        let lengths = (expected.len(), found.len());
+        sides.note("content", Some(format!("differs at {at:?} of {lengths:?}")));
     }
-
-    fn note(&mut self, doing: &str, what: Option<String>) {
-        self.failures.extend(what.map(|what| Failure {
-            case: format!("{} ({:?})", self.args.join(" "), self.build),
-            doing: doing.to_owned(),
-            what,
-        }));
+    if format == "raw" {
+        return;
     }
-
-    fn note_if_different(&mut self, doing: &str, expected: &str, found: &str) {
-        let different = (expected != found).then(|| line_difference(expected, found));
-        self.note(doing, different);
+    let check = ["check", target].map(str::to_owned);
+    let checked = oracle::run(Tool::Img, sides.ours.path(), &check);
+    sides.note_if_different("check", "0", &checked.code.to_string());
+    sides.judge(
+        &["info", "-U", "-f", format, "--output=json", target],
+        |json| format!("{:#}\n", features(json)),
+    );
+    // Over old content it is where qemu-img's requests begin and end that decides what becomes of parts of
+    // clusters; and in an old overlay it writes zeros where there are zeros.
+    let has = |option: &str| {
+        let mut args = args.iter();
+        args.any(|arg| arg.split([',', '=']).any(|word| word == option))
+    };
+    let old_overlay = has("0.10") && (has("-B") || has("backing_file"));
+    if target == NEW && !old_overlay {
+        sides.judge(&["map", "-f", format, "--output=json", target], extents);
     }
-
-    /// What the judge says about both targets.
-    fn judge(&mut self, args: &[&str], seen: impl Fn(&str) -> String) {
-        let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
-        let ask = |scratch: &Scratch| {
-            let answer = oracle::run(Tool::Img, scratch.path(), &args);
-            format!(
-                "exit code {}\n{}{}",
-                answer.code,
-                seen(&answer.stdout),
-                answer.stderr
-            )
-        };
-        let (expected, found) = (ask(&self.theirs), ask(&self.ours));
-        self.note_if_different(&args.join(" "), &expected, &found);
-    }
-
-    /// Everything about two targets that were written.
-    fn compare_targets(&mut self, target: &str, format: &str) {
-        let content = |scratch: &Scratch| {
-            let args = ["convert", "-f", format, target, "content"].map(str::to_owned);
-            let read = oracle::run(Tool::Img, scratch.path(), &args);
-            assert_eq!(read.code, 0, "{}", read.stderr);
-            fs::read(scratch.path().join("content")).expect("the content can be read")
-        };
-        let (expected, found) = (content(&self.theirs), content(&self.ours));
-        if expected != found {
-            let at = expected.iter().zip(&found).position(|(a, b)| a != b);
-            let lengths = (expected.len(), found.len());
-            self.note("content", Some(format!("differs at {at:?} of {lengths:?}")));
-        }
-        if format == "raw" {
-            return;
-        }
-        let check = ["check", target].map(str::to_owned);
-        let checked = oracle::run(Tool::Img, self.ours.path(), &check);
-        self.note_if_different("check", "0", &checked.code.to_string());
-        self.judge(
-            &["info", "-U", "-f", format, "--output=json", target],
-            features,
-        );
-        // Over old content it is where qemu-img's requests begin and end that decides what becomes of parts of
-        // clusters; and in an old overlay it writes zeros where there are zeros.
-        let has = |option: &str| {
-            let mut args = self.args.iter();
-            args.any(|arg| arg.split([',', '=']).any(|word| word == option))
-        };
-        let old_overlay = has("0.10") && (has("-B") || has("backing_file"));
-        if target == NEW && !old_overlay {
-            self.judge(&["map", "-f", format, "--output=json", target], extents);
-        }
-        for line in ["data_file_raw=on", "new.data"] {
-            if self.args.iter().any(|arg| arg.contains(line)) {
-                let read = |scratch: &Scratch| fs::read(scratch.path().join("new.data")).ok();
-                let same = read(&self.theirs) == read(&self.ours);
-                self.note("data file", (!same).then(|| "differs".to_owned()));
-            }
+    for line in ["data_file_raw=on", "new.data"] {
+        if args.iter().any(|arg| arg.contains(line)) {
+            let read = |scratch: &Scratch| fs::read(scratch.path().join("new.data")).ok();
+            let [theirs, ours] = sides.folders().map(read);
+            sides.note("data file", (theirs != ours).then(|| "differs".to_owned()));
         }
     }
-}
-
-/// What `info` says of an image, without what depends on where it lies on the disk.
-fn features(json: &str) -> String {
-    let mut info: Value = serde_json::from_str(&normalise::normalise(json)).unwrap_or_default();
-    if let Some(fields) = info.as_object_mut() {
-        fields.remove("actual-size");
-        fields.remove("children");
-    }
-    format!("{info:#}\n")
 }
 
 /// What `map` says, without places in the file, of which nobody says where they have to be, and without the
@@ -478,55 +394,42 @@ fn extents(json: &str) -> String {
     lines.collect()
 }
 
-fn over_lines<L: Sync>(
-    name: &str,
+/// As many lines as are tried, each with its title.
+fn lines<L>(
     seed: u64,
     line: impl Fn(&mut Rng) -> L,
-    args: impl Fn(&L) -> &[String] + Sync,
-    look: impl Fn(&mut Case<'_>, &L, &Outcome) + Sync,
-) {
-    if !oracle::available() {
-        return;
-    }
-    let prepared = prepare();
+    args: impl Fn(&L) -> &[String],
+) -> Vec<(String, L)> {
     let mut rng = Rng::new(seed);
-    let lines: Vec<(usize, L)> = (0..LINES).map(|index| (index, line(&mut rng))).collect();
-    let results = parallel::map(&lines, |(index, line)| {
-        let builds: &[Build] = match index % 4 {
-            0 => &[Build::Wasm, Build::Native],
-            _ => &[Build::Native],
-        };
-        let failures = builds.iter().flat_map(|&build| {
-            let (mut case, outcome) = Case::run(args(line), build, &prepared);
-            look(&mut case, line, &outcome);
-            case.failures
-        });
-        failures.collect::<Vec<_>>()
-    });
-    let failures: Vec<Failure> = results.into_iter().flatten().collect();
-    report::finish(name, LINES, &failures);
+    let lines = (0..LINES).map(|_| line(&mut rng));
+    lines.map(|line| (args(&line).join(" "), line)).collect()
 }
 
 #[test]
 fn copies_are_the_same() {
-    over_lines(
+    let lines = lines(1, right, |(args, ..)| args);
+    sides::over(
         "convert",
-        1,
-        right,
-        |(args, ..)| args,
-        |case, (_, target, format), outcome| {
+        PREPARE,
+        &lines,
+        4,
+        |sides, (args, target, format)| {
+            let outcome = sides.run(args, identity);
             if outcome.code != 0 {
-                case.note("the judge", Some(outcome.stderr.clone()));
+                sides.note("the judge", Some(outcome.stderr));
                 return;
             }
-            case.compare_targets(target, format);
+            compare_targets(sides, args, target, format);
         },
     );
 }
 
 #[test]
 fn mistakes_are_answered_in_the_same_words() {
-    over_lines("convert-mistakes", 2, wrong, |args| args, |_, _, _| {});
+    let lines = lines(2, wrong, |args| args);
+    sides::over("convert-mistakes", PREPARE, &lines, 4, |sides, args| {
+        sides.run(args, identity);
+    });
 }
 
 /// What is lost of a damaged image is told sector by sector, and the rest is there.
@@ -605,7 +508,6 @@ fn bitmaps_are_copied_bit_by_bit() {
     if !oracle::available() {
         return;
     }
-    let prepared = Scratch::new("convert-bitmaps");
     let script = "
 set -e
 for size in 4k 64k; do
@@ -617,8 +519,7 @@ for size in 4k 64k; do
   qemu-img bitmap --add -g 128k $size.qcow2 empty
 done
 ";
-    let made = run::run(run::command("sh", prepared.path()).args(["-c", script]));
-    assert_eq!(made.code, 0, "{}", made.stderr);
+    let prepared = sides::prepare("convert-bitmaps", script);
     for (source, clusters) in [
         ("4k.qcow2", "64k"),
         ("4k.qcow2", "512"),

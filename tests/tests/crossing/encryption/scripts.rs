@@ -126,6 +126,17 @@ impl Case {
         }
     }
 
+    /// Runs qemu-img, or what ours is in its place, with the secret; `line` is split at spaces, and `@` in it is the
+    /// image.
+    fn img(&mut self, side: Side, line: &str) -> Result<Outcome, String> {
+        let name = self.name();
+        let words = line.split(' ');
+        let args: Vec<&str> = words
+            .map(|word| if word == "@" { name } else { word })
+            .collect();
+        self.run(Tool::Img, side, &args)
+    }
+
     fn name(&self) -> &'static str {
         match self.method {
             Method::Luks => "driver=luks,key-secret=key,file.filename=disk",
@@ -215,32 +226,17 @@ impl Case {
                 self.disk[start as usize..][..length as usize].fill(0);
             }
             7 if qcow2 && self.snapshot.is_none() && !self.path().join("disk.data").exists() => {
-                let name = self.name();
-                self.run(
-                    Tool::Img,
-                    side,
-                    &["snapshot", "-c", "one", "--image-opts", name],
-                )?;
+                self.img(side, "snapshot -c one --image-opts @")?;
                 self.snapshot = Some(self.disk.clone());
             }
             8 if qcow2 && self.snapshot.is_some() => {
-                let name = self.name();
-                self.run(
-                    Tool::Img,
-                    side,
-                    &["snapshot", "-a", "one", "--image-opts", name],
-                )?;
+                self.img(side, "snapshot -a one --image-opts @")?;
                 self.disk
                     .clone_from(self.snapshot.as_ref().expect("there is one"));
             }
             9 if self.can_grow && self.snapshot.is_none() => {
                 let new = size + 512 * (1 + self.rng.below(300));
-                let (name, text) = (self.name(), new.to_string());
-                self.run(
-                    Tool::Img,
-                    side,
-                    &["resize", "-q", "--image-opts", name, &text],
-                )?;
+                self.img(side, &format!("resize -q --image-opts @ {new}"))?;
                 self.disk.resize(new as usize, 0);
             }
             _ => {}
@@ -250,13 +246,8 @@ impl Case {
 
     /// Both read what the model says.
     fn read(&mut self) -> Result<(), String> {
-        let name = self.name();
         for side in [Side::Ours(self.build), Side::Theirs] {
-            self.run(
-                Tool::Img,
-                side,
-                &["convert", "-O", "raw", "--image-opts", name, "read"],
-            )?;
+            self.img(side, "convert -O raw --image-opts @ read")?;
             let read = fs::read(self.path().join("read")).map_err(|error| error.to_string())?;
             if let Some(at) =
                 (0..read.len().max(self.disk.len())).find(|&at| read.get(at) != self.disk.get(at))
@@ -285,60 +276,24 @@ impl Case {
             Side::Theirs => (Side::Theirs, Side::Ours(self.build)),
             ours => (ours, Side::Theirs),
         };
-        let name = self.name();
-        let options = "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10";
-        self.run(
-            Tool::Img,
-            from,
-            &[
-                "convert",
-                "-O",
-                "qcow2",
-                "-o",
-                options,
-                "--image-opts",
-                name,
-                "copy",
-            ],
-        )?;
-        let copy = "driver=qcow2,encrypt.key-secret=key,file.filename=copy";
-        self.run(
-            Tool::Img,
-            to,
-            &["compare", "-q", "--image-opts", name, copy],
-        )?;
         let luks = "key-secret=key,iter-time=10";
-        self.run(
-            Tool::Img,
-            to,
-            &[
-                "convert",
-                "-O",
-                "luks",
-                "-o",
-                luks,
-                "--image-opts",
-                copy,
-                "plain",
-            ],
-        )?;
+        let encrypted = "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10";
+        let copy = "driver=qcow2,encrypt.key-secret=key,file.filename=copy";
         let plain = "driver=luks,key-secret=key,file.filename=plain";
-        self.run(
-            Tool::Img,
+        self.img(
             from,
-            &["compare", "-q", "--image-opts", plain, name],
+            &format!("convert -O qcow2 -o {encrypted} --image-opts @ copy"),
         )?;
+        self.img(to, &format!("compare -q --image-opts @ {copy}"))?;
+        self.img(
+            to,
+            &format!("convert -O luks -o {luks} --image-opts {copy} plain"),
+        )?;
+        self.img(from, &format!("compare -q --image-opts {plain} @"))?;
         if self.method != Method::Luks {
-            self.run(
-                Tool::Img,
-                Side::Theirs,
-                &["check", "-q", "--image-opts", name],
-            )?;
-            self.run(
-                Tool::Img,
-                Side::Ours(self.build),
-                &["check", "-q", "--image-opts", name],
-            )?;
+            for side in [Side::Theirs, Side::Ours(self.build)] {
+                self.img(side, "check -q --image-opts @")?;
+            }
         }
         self.same_report()
     }

@@ -2,7 +2,7 @@
 //! every step, no damage and no leak in ours, either reads and goes on with what the other wrote, and every
 //! snapshot keeps what it had.
 //!
-//! `OXCOW_SCRIPTS=17..18 cargo test -p oxcow-tests --test writing library -- --nocapture` runs script 17 alone;
+//! `OXCOW_SCRIPTS=17..18 cargo test -p oxcow-tests --test crossing writing::library -- --nocapture` runs script 17 alone;
 //! `0..2000` runs many more than are run without it.
 
 use std::ops::Range;
@@ -39,7 +39,7 @@ fn run_all(test: &str, side: Side, default: Range<u64>) {
         run(&script, &stock, side).map_err(|what| Failure {
             case: format!("script {seed}"),
             doing: format!(
-                "OXCOW_SCRIPTS={seed}..{} cargo test -p oxcow-tests --test writing {test}\n{script}",
+                "OXCOW_SCRIPTS={seed}..{} cargo test -p oxcow-tests --test crossing writing::{test}\n{script}",
                 seed + 1
             ),
             what,

@@ -1,7 +1,7 @@
 //! Random scripts, by the library and by the native tools on a copy: the same bitmaps.
 //!
-//! `OXCOW_BITMAP_SCRIPTS=17..18 cargo test -p oxcow-tests --test bitmaps scripts -- --nocapture` runs script 17
-//! alone.
+//! `OXCOW_BITMAP_SCRIPTS=17..18 cargo test -p oxcow-tests --test crossing bitmaps::script -- --nocapture` runs
+//! script 17 alone.
 
 use std::fmt::Write as _;
 use std::fs;

@@ -3,12 +3,14 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::rc::Rc;
 
 use oxcow::create::{self, CreateOptions, NewEncryption};
 use oxcow::crypto::{Hash, LuksOptions, NewLuksHeader, Passphrase};
 use oxcow::image::KeyChange;
 use oxcow::image::ordering::{OrderingPoint, knockout};
 use oxcow::{DenyAll, Error, File, GuestOffset, Image, MemoryStorage, OpenOptions, Storage};
+use oxcow_tests::any_storage::AnyStorage;
 use oxcow_tests::mutants::{Suite, suite};
 use oxcow_tests::rng::Rng;
 use oxcow_tests::scripts::storage::block_on;
@@ -24,14 +26,29 @@ const PASSPHRASES: [&str; 3] = ["one", "two", "three"];
 type Epoch = Vec<(u64, Vec<u8>)>;
 
 /// A storage that remembers what was written between flushes.
-#[derive(Default)]
+#[derive(Clone)]
 struct Recorder {
-    memory: MemoryStorage,
+    memory: Rc<MemoryStorage>,
     /// Writes since the first flush.
-    epochs: RefCell<Vec<Epoch>>,
+    epochs: Rc<RefCell<Vec<Epoch>>>,
 }
 
-impl Storage for &Recorder {
+impl Recorder {
+    fn new(memory: MemoryStorage) -> Self {
+        Self {
+            memory: Rc::new(memory),
+            epochs: Rc::default(),
+        }
+    }
+
+    /// What is stored, when the image is closed.
+    fn into_bytes(self) -> Vec<u8> {
+        let memory = Rc::into_inner(self.memory).expect("the image is closed");
+        memory.into_bytes()
+    }
+}
+
+impl Storage for Recorder {
     async fn len(&self) -> io::Result<u64> {
         self.memory.len().await
     }
@@ -125,9 +142,13 @@ fn header() -> NewLuksHeader {
     header.expect("there is such a header")
 }
 
-async fn open<S: Storage>(storage: S, passphrase: &str, writable: bool) -> oxcow::Result<Image<S>> {
+async fn open(
+    storage: impl Storage + 'static,
+    passphrase: &str,
+    writable: bool,
+) -> oxcow::Result<Image<AnyStorage>> {
     let file = File {
-        storage,
+        storage: AnyStorage::new(storage),
         name: "disk".into(),
     };
     let options = OpenOptions {
@@ -191,17 +212,14 @@ fn image(qcow2: bool) -> (Vec<u8>, usize) {
         }
     })
     .expect("it is created");
-    let recorder = Recorder {
-        memory: storage,
-        ..Recorder::default()
-    };
+    let recorder = Recorder::new(storage);
     block_on(async {
-        let image = open(&recorder, PASSPHRASES[0], true).await?;
+        let image = open(recorder.clone(), PASSPHRASES[0], true).await?;
         image.write_at(GuestOffset(1024), &[0x5a; SECTOR]).await?;
         image.close().await
     })
     .expect("it is written to");
-    let bytes = recorder.memory.into_bytes();
+    let bytes = recorder.into_bytes();
     let mut places = bytes.windows(6);
     let at = places.position(|bytes| bytes == b"LUKS\xba\xbe");
     (bytes, at.expect("there is a header"))
@@ -239,12 +257,9 @@ fn play(qcow2: bool) -> (usize, Vec<String>) {
     let (mut seen, mut wrong) = (0, Vec::new());
     for (index, (change, force, with, after)) in story().into_iter().enumerate() {
         let before = opened_by(&bytes);
-        let recorder = Recorder {
-            memory: MemoryStorage::new(bytes.clone()),
-            ..Recorder::default()
-        };
+        let recorder = Recorder::new(MemoryStorage::new(bytes.clone()));
         block_on(async {
-            let image = open(&recorder, with, true).await?;
+            let image = open(recorder.clone(), with, true).await?;
             let mut random = random(index as u64);
             image
                 .change_keys(&change, force, 1 << 20, &mut random)
@@ -264,7 +279,7 @@ fn play(qcow2: bool) -> (usize, Vec<String>) {
                 wrong.push(format!("{change:?}: slots {broken:?} hold no key"));
             }
         });
-        bytes = recorder.memory.into_bytes();
+        bytes = recorder.into_bytes();
         assert_eq!(opened_by(&bytes), after, "{change:?}");
     }
     (seen, wrong)
@@ -313,12 +328,9 @@ fn the_last_key_is_not_erased() {
         },
     ];
     for change in only {
-        let recorder = Recorder {
-            memory: MemoryStorage::new(bytes.clone()),
-            ..Recorder::default()
-        };
+        let recorder = Recorder::new(MemoryStorage::new(bytes.clone()));
         let result = block_on(async {
-            let image = open(&recorder, "one", true).await?;
+            let image = open(recorder.clone(), "one", true).await?;
             image
                 .change_keys(&change, false, 1 << 20, &mut random(1))
                 .await
@@ -327,10 +339,6 @@ fn the_last_key_is_not_erased() {
             matches!(result, Err(Error::Refused(_) | Error::OutOfRange(_))),
             "{change:?}: {result:?}"
         );
-        assert_eq!(
-            opened_by(&recorder.memory.into_bytes()),
-            ["one"],
-            "{change:?}"
-        );
+        assert_eq!(opened_by(&recorder.into_bytes()), ["one"], "{change:?}");
     }
 }

@@ -11,8 +11,8 @@ use std::rc::Rc;
 use oxcow::{MemoryStorage, RepairMode, RepairReport, Storage};
 use oxcow_tests::rng::Rng;
 
-use crate::Case;
-use crate::memory::{self, content, repair_bytes};
+use super::Case;
+use super::memory::{self, content, repair_bytes};
 
 /// Random subsets of an epoch that are tried, and prefixes.
 const SUBSETS: usize = 80;

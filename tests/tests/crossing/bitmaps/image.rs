@@ -8,6 +8,7 @@ use oxcow::{
     DenyAll, File, GuestOffset, Image, MemoryStorage, NewSnapshot, OpenOptions, ResizeOptions,
     Storage, ZeroMode,
 };
+use oxcow_tests::any_storage::AnyStorage;
 use oxcow_tests::oracle::{self, Tool};
 use oxcow_tests::run::Outcome;
 use oxcow_tests::scratch::Scratch;
@@ -79,13 +80,13 @@ pub fn bitmaps_of(dir: &Path) -> Result<Vec<Stored>, String> {
 }
 
 /// Opens the image in a folder for writing.
-pub fn open(dir: &Path) -> oxcow::Result<Image<HostFile>> {
+pub fn open(dir: &Path) -> oxcow::Result<Image<AnyStorage>> {
     let pace = Pace::at_once();
     let path: PathBuf = dir.join(IMAGE);
     let storage = HostFile::open(&path, true, &pace)
         .map_err(|error| oxcow::Error::io(path.display().to_string(), 0, error))?;
     let file = File {
-        storage,
+        storage: AnyStorage::new(storage),
         name: path.display().to_string(),
     };
     let resolver = Beside {
@@ -104,9 +105,9 @@ pub fn writable() -> OpenOptions {
 }
 
 /// Opens bytes for writing.
-pub fn open_bytes(bytes: Vec<u8>) -> oxcow::Result<Image<MemoryStorage>> {
+pub fn open_bytes(bytes: Vec<u8>) -> oxcow::Result<Image<AnyStorage>> {
     let file = File {
-        storage: MemoryStorage::new(bytes),
+        storage: AnyStorage::new(MemoryStorage::new(bytes)),
         name: IMAGE.into(),
     };
     block_on(Image::open(file, &writable(), &DenyAll::default()))

@@ -4,16 +4,11 @@
 
 use std::fs;
 
-use oxcow_tests::compare::difference;
 use oxcow_tests::oracle::{self, Tool};
-use oxcow_tests::ours::Build;
-use oxcow_tests::report::{self, Failure};
 use oxcow_tests::rng::Rng;
-use oxcow_tests::run;
 use oxcow_tests::scratch::Scratch;
-use oxcow_tests::scripts::place;
-use oxcow_tests::{normalise, parallel};
-use serde_json::Value;
+
+use super::sides::{self, Sides, features};
 
 /// How many folders things are done in, right ones and wrong ones; every fourth is the sandboxed build's too.
 const RIGHT: usize = 16;
@@ -262,81 +257,49 @@ fn wrong(rng: &mut Rng) -> Vec<String> {
     vec![line]
 }
 
-struct Case<'a> {
-    lines: &'a [String],
-    build: Build,
-    theirs: Scratch,
-    ours: Scratch,
-    failures: Vec<Failure>,
+/// Runs the lines one after the other, in which `''` is an empty word.
+fn run(sides: &mut Sides, lines: &[String]) {
+    for line in lines {
+        let words = line.split(' ').filter(|word| !word.is_empty());
+        let args: Vec<String> = words.map(|word| word.replace("''", "")).collect();
+        sides.run(&args, |mut outcome| {
+            outcome.stderr = without_node_names(&outcome.stderr);
+            outcome
+        });
+    }
 }
 
-impl<'a> Case<'a> {
-    fn new(lines: &'a [String], build: Build, prepared: &Scratch) -> Self {
-        Self {
-            lines,
-            build,
-            theirs: copied(prepared, "whole-theirs"),
-            ours: copied(prepared, "whole-ours"),
-            failures: Vec::new(),
+/// Every image in both folders.
+fn compare(sides: &mut Sides) {
+    let copy = ["copy.qcow2"];
+    for image in IMAGES.iter().chain(&copy) {
+        let read = |scratch: &Scratch| fs::read(scratch.path().join(image)).ok();
+        let (theirs, ours) = (read(&sides.theirs), read(&sides.ours));
+        if theirs == ours {
+            continue; // Nobody touched it, or both in the same way.
         }
+        let expected = look(&sides.theirs, image);
+        let found = look(&sides.ours, image);
+        for (what, expected, found) in [
+            ("info", &expected.features, &found.features),
+            ("content", &expected.content, &found.content),
+        ] {
+            let pairs = expected.lines().zip(found.lines());
+            let first = pairs.filter(|(a, b)| a != b).take(1);
+            let told: String = first.map(|(a, b)| format!("{a}, found {b}")).collect();
+            let differs = (expected != found).then_some(told);
+            sides.note(&format!("{what} {image}"), differs);
+        }
+        let worse = found.check != 0 && expected.check == 0;
+        sides.note(
+            &format!("check {image}"),
+            worse.then(|| format!("exit code {}", found.check)),
+        );
     }
-
-    fn note(&mut self, doing: &str, what: Option<String>) {
-        self.failures.extend(what.map(|what| Failure {
-            case: format!("{} ({:?})", self.lines.join("; "), self.build),
-            doing: doing.to_owned(),
-            what,
-        }));
-    }
-
-    fn run(&mut self) {
-        for line in self.lines {
-            let words = line.split(' ').filter(|word| !word.is_empty());
-            let args: Vec<String> = words.map(|word| word.replace("''", "")).collect();
-            let expected = oracle::run(Tool::Img, self.theirs.path(), &args);
-            let found = self
-                .build
-                .stand_in(Tool::Img, self.ours.path(), None, &args);
-            let nodes = |mut outcome: run::Outcome| {
-                outcome.stderr = without_node_names(&outcome.stderr);
-                outcome
-            };
-            self.note(line, difference(&nodes(expected), &nodes(found)));
-        }
-    }
-
-    /// Every image in both folders.
-    fn compare(&mut self) {
-        let copy = ["copy.qcow2"];
-        for image in IMAGES.iter().chain(&copy) {
-            let read = |scratch: &Scratch| fs::read(scratch.path().join(image)).ok();
-            let (theirs, ours) = (read(&self.theirs), read(&self.ours));
-            if theirs == ours {
-                continue; // Nobody touched it, or both in the same way.
-            }
-            let expected = look(&self.theirs, image);
-            let found = look(&self.ours, image);
-            for (what, expected, found) in [
-                ("info", &expected.features, &found.features),
-                ("content", &expected.content, &found.content),
-            ] {
-                let pairs = expected.lines().zip(found.lines());
-                let first = pairs.filter(|(a, b)| a != b).take(1);
-                let told: String = first.map(|(a, b)| format!("{a}, found {b}")).collect();
-                let differs = (expected != found).then_some(told);
-                self.note(&format!("{what} {image}"), differs);
-            }
-            let worse = found.check != 0 && expected.check == 0;
-            self.note(
-                &format!("check {image}"),
-                worse.then(|| format!("exit code {}", found.check)),
-            );
-        }
-        for raw in ["base.raw", "odd.raw", "copy.raw"] {
-            let read = |scratch: &Scratch| fs::read(scratch.path().join(raw)).ok();
-            let differs = read(&self.theirs) != read(&self.ours);
-            self.note(raw, differs.then(|| "differs".to_owned()));
-        }
+    for raw in ["base.raw", "odd.raw", "copy.raw"] {
+        let read = |scratch: &Scratch| fs::read(scratch.path().join(raw)).ok();
+        let differs = read(&sides.theirs) != read(&sides.ours);
+        sides.note(raw, differs.then(|| "differs".to_owned()));
     }
 }
 
@@ -358,8 +321,13 @@ fn look(scratch: &Scratch, image: &str) -> Found {
         Ok(bytes) if read.code == 0 => runs(&bytes),
         _ => String::new(),
     };
+    let mut features = features(&info.stdout);
+    // A program that knows no bitmaps may have written to an image of version 2: there they go.
+    if features["format-specific"]["data"]["compat"] == "0.10" {
+        features["format-specific"]["data"]["bitmaps"].take();
+    }
     Found {
-        features: features(&info.stdout),
+        features: format!("{features:#}\n"),
         content: format!("{}{content}", read.stderr),
         check: ask(&format!("check -f qcow2 {image}")).code,
     }
@@ -382,20 +350,6 @@ fn runs(bytes: &[u8]) -> String {
     lines
 }
 
-/// What `info` says of an image, without what depends on where it lies on the disk.
-fn features(json: &str) -> String {
-    let mut info: Value = serde_json::from_str(&normalise::normalise(json)).unwrap_or_default();
-    if let Some(fields) = info.as_object_mut() {
-        fields.remove("actual-size");
-        fields.remove("children");
-        // A program that knows no bitmaps may have written to an image of version 2: there they go.
-        if fields["format-specific"]["data"]["compat"] == "0.10" {
-            fields["format-specific"]["data"]["bitmaps"].take();
-        }
-    }
-    format!("{info:#}\n")
-}
-
 /// qemu-img numbers what it opens, and no two times alike.
 fn without_node_names(text: &str) -> String {
     let mut parts = text.split("#block");
@@ -407,44 +361,14 @@ fn without_node_names(text: &str) -> String {
     plain
 }
 
-fn copied(prepared: &Scratch, name: &str) -> Scratch {
-    let scratch = place::scratch(name);
-    for entry in fs::read_dir(prepared.path())
-        .expect("the folder is there")
-        .flatten()
-    {
-        // Without holes: who sees those tells more than who does not.
-        let bytes = fs::read(entry.path()).expect("the file can be read");
-        fs::write(scratch.path().join(entry.file_name()), bytes)
-            .expect("the scratch folder can be written");
-    }
-    scratch
-}
-
 fn over_folders(name: &str, seed: u64, count: usize, lines: fn(&mut Rng) -> Vec<String>) {
-    if !oracle::available() {
-        return;
-    }
-    let prepared = Scratch::new("whole-prepared");
-    let made = run::run(run::command("sh", prepared.path()).args(["-c", PREPARE]));
-    assert_eq!(made.code, 0, "{}", made.stderr);
     let mut rng = Rng::new(seed);
-    let folders: Vec<_> = (0..count).map(|index| (index, lines(&mut rng))).collect();
-    let results = parallel::map(&folders, |(index, lines)| {
-        let builds: &[Build] = match index % 4 {
-            0 => &[Build::Wasm, Build::Native],
-            _ => &[Build::Native],
-        };
-        let failures = builds.iter().flat_map(|&build| {
-            let mut case = Case::new(lines, build, &prepared);
-            case.run();
-            case.compare();
-            case.failures
-        });
-        failures.collect::<Vec<_>>()
+    let all = (0..count).map(|_| lines(&mut rng));
+    let folders: Vec<_> = all.map(|lines| (lines.join("; "), lines)).collect();
+    sides::over(name, PREPARE, &folders, 4, |sides, lines| {
+        run(sides, lines);
+        compare(sides);
     });
-    let failures: Vec<Failure> = results.into_iter().flatten().collect();
-    report::finish(name, count, &failures);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use oxcow::create::{self, CreateOptions, NewEncryption};
 use oxcow::crypto::{Hash, LuksOptions, Passphrase};
 use oxcow::{DenyAll, File, GuestOffset, Image, MemoryStorage, OpenOptions};
+use oxcow_tests::any_storage::AnyStorage;
 use oxcow_tests::rng::Rng;
 use oxcow_tests::scripts::storage::block_on;
 
@@ -59,7 +60,7 @@ fn images() -> Vec<(Vec<u8>, usize)> {
 
 fn open(bytes: Vec<u8>) -> oxcow::Result<Vec<u8>> {
     let file = File {
-        storage: MemoryStorage::new(bytes),
+        storage: AnyStorage::new(MemoryStorage::new(bytes)),
         name: "disk".into(),
     };
     let options = OpenOptions {

@@ -6,9 +6,11 @@ use std::collections::{BTreeMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::Path;
+use std::rc::Rc;
 
 use oxcow::image::ordering::{OrderingPoint, knockout};
 use oxcow::{DenyAll, File, GuestOffset, Image, MemoryStorage, OpenOptions, Storage, check::check};
+use oxcow_tests::any_storage::AnyStorage;
 use oxcow_tests::oracle::{self, Tool};
 use oxcow_tests::parallel;
 use oxcow_tests::rng::Rng;
@@ -36,9 +38,10 @@ enum Event {
 }
 
 /// Bytes in memory, and how they came about.
+#[derive(Clone)]
 struct Recorder {
-    bytes: RefCell<Vec<u8>>,
-    events: RefCell<Vec<Event>>,
+    bytes: Rc<RefCell<Vec<u8>>>,
+    events: Rc<RefCell<Vec<Event>>>,
 }
 
 impl Storage for Recorder {
@@ -147,9 +150,9 @@ struct Start {
     bitmaps: Vec<Stored>,
 }
 
-fn read_only(file: Vec<u8>) -> Result<Image<MemoryStorage>, String> {
+fn read_only(file: Vec<u8>) -> Result<Image<AnyStorage>, String> {
     let file = File {
-        storage: MemoryStorage::new(file),
+        storage: AnyStorage::new(MemoryStorage::new(file)),
         name: IMAGE.into(),
     };
     block_on(Image::open(
@@ -160,7 +163,7 @@ fn read_only(file: Vec<u8>) -> Result<Image<MemoryStorage>, String> {
     .map_err(|error| format!("it does not open: {error:#}"))
 }
 
-fn content_of(image: &Image<MemoryStorage>) -> Result<Vec<u8>, String> {
+fn content_of(image: &Image<AnyStorage>) -> Result<Vec<u8>, String> {
     let mut content = vec![0; image.virtual_size() as usize];
     block_on(image.read_at(GuestOffset(0), &mut content))
         .map_err(|error| format!("reading: {error:#}"))?;
@@ -247,11 +250,12 @@ fn judge_further(start: &Start, dir: &Path, state: &[u8]) -> Result<(), String> 
 
 /// Does the steps, cuts the power at all moments, and judges. The number of different states, or what is wrong.
 fn enumerate(start: &Start, ops: &[Op], seed: u64) -> Result<usize, String> {
+    let recorder = Recorder {
+        bytes: Rc::new(start.file.clone().into()),
+        events: Rc::default(),
+    };
     let file = File {
-        storage: Recorder {
-            bytes: start.file.clone().into(),
-            events: RefCell::default(),
-        },
+        storage: AnyStorage::new(recorder.clone()),
         name: IMAGE.into(),
     };
     let image = block_on(Image::open(file, &writable(), &DenyAll::default()))
@@ -259,12 +263,7 @@ fn enumerate(start: &Start, ops: &[Op], seed: u64) -> Result<usize, String> {
     for op in ops.iter().chain([&Op::Close]) {
         block_on(image::apply(&image, op)).map_err(|error| format!("{op:?}: {error:#}"))?;
     }
-    let storage = &image.layers()[0]
-        .as_qcow2()
-        .expect("a qcow2 image")
-        .file()
-        .storage;
-    let events = storage.events.take();
+    let events = recorder.events.take();
 
     let mut rng = Rng::new(seed);
     let scratch = Scratch::new("bitmap-crash");

@@ -2,6 +2,7 @@
 //! the same, make the same files, and the judge must find the same in them.
 
 use std::collections::BTreeMap;
+use std::convert::identity;
 use std::fs;
 use std::path::Path;
 
@@ -9,12 +10,11 @@ use oxcow_tests::compare::difference;
 use oxcow_tests::oracle::{self, Tool};
 use oxcow_tests::ours::Build;
 use oxcow_tests::recipe::fill_holes;
-use oxcow_tests::report::{self, Failure, line_difference};
 use oxcow_tests::rng::Rng;
-use oxcow_tests::run::{self, Outcome};
+use oxcow_tests::run::Outcome;
 use oxcow_tests::scratch::Scratch;
-use oxcow_tests::scripts::place;
-use oxcow_tests::{normalise, parallel};
+
+use super::sides::{self, Sides};
 
 /// How many command lines of each kind; every third is asked of the sandboxed build too.
 const LINES: usize = 240;
@@ -33,22 +33,9 @@ qemu-io -c 'write -q -P 7 1M 100k' base.qcow2
 echo 'not an image' > there
 ";
 
-/// A folder with all of them.
-fn prepare() -> Scratch {
-    let scratch = Scratch::new("create-prepared");
-    let made = run::run(run::command("sh", scratch.path()).args(["-c", PREPARE]));
-    assert_eq!(made.code, 0, "{}", made.stderr);
-    scratch
-}
-
-/// The folder with copies of them, to create images in.
-fn copied(prepared: &Scratch, scratch: Scratch) -> Scratch {
-    for name in lengths(prepared.path()).into_keys() {
-        let (from, to) = (prepared.path().join(&name), scratch.path().join(&name));
-        fs::copy(from, to).expect("the scratch folder can be written");
-    }
+/// The folder for what is created elsewhere than beside them.
+fn add_folder(scratch: &Scratch) {
     fs::create_dir(scratch.path().join("sub")).expect("the scratch folder can be written");
-    scratch
 }
 
 /// What a line of options is put together from.
@@ -282,43 +269,13 @@ fn lengths(folder: &Path) -> BTreeMap<String, u64> {
     named.collect()
 }
 
+/// What a line left in both folders.
 struct Case<'a> {
     args: &'a [String],
-    build: Build,
-    theirs: Scratch,
-    ours: Scratch,
-    failures: Vec<Failure>,
+    sides: &'a mut Sides,
 }
 
-impl<'a> Case<'a> {
-    /// Runs the line with both programs, in a folder of its own each.
-    fn run(args: &'a [String], build: Build, prepared: &Scratch) -> (Self, Outcome) {
-        let mut case = Self {
-            args,
-            build,
-            theirs: copied(prepared, place::scratch("create-theirs")),
-            ours: copied(prepared, place::scratch("create-ours")),
-            failures: Vec::new(),
-        };
-        let expected = oracle::run(Tool::Img, case.theirs.path(), args);
-        let found = build.stand_in(Tool::Img, case.ours.path(), None, args);
-        case.note("create", difference(&expected, &found));
-        (case, expected)
-    }
-
-    fn note(&mut self, doing: &str, what: Option<String>) {
-        self.failures.extend(what.map(|what| Failure {
-            case: format!("{} ({:?})", self.args.join(" "), self.build),
-            doing: doing.to_owned(),
-            what,
-        }));
-    }
-
-    fn note_if_different(&mut self, doing: &str, expected: &str, found: &str) {
-        let different = (expected != found).then(|| line_difference(expected, found));
-        self.note(doing, different);
-    }
-
+impl Case<'_> {
     fn has(&self, option: &str) -> bool {
         self.args
             .iter()
@@ -332,21 +289,11 @@ impl<'a> Case<'a> {
                 .map(|(name, length)| format!("{name} {length}\n"));
             lines.collect()
         };
-        let expected = list(lengths(self.theirs.path()));
-        let found = list(lengths(self.ours.path()));
-        self.note_if_different("files", &expected, &found);
-    }
-
-    /// What the judge says about both images.
-    fn judge(&mut self, args: &[&str], allowed: impl Fn(&str) -> String) {
-        let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
-        let ask = |scratch: &Scratch| {
-            let answer = oracle::run(Tool::Img, scratch.path(), &args);
-            let text = allowed(&normalise::normalise(&answer.stdout));
-            format!("exit code {}\n{text}{}", answer.code, answer.stderr)
-        };
-        let (expected, found) = (ask(&self.theirs), ask(&self.ours));
-        self.note_if_different(&args.join(" "), &expected, &found);
+        let [expected, found] = self
+            .sides
+            .folders()
+            .map(|folder| list(lengths(folder.path())));
+        self.sides.note_if_different("files", &expected, &found);
     }
 
     /// Everything about two images that were made.
@@ -357,12 +304,14 @@ impl<'a> Case<'a> {
         let data_here = !self.has("data_file=data");
         if !(nothing_to_allocate && written && data_here) {
             self.compare_lengths();
-            self.judge(&["info", "--output=json", "new"], str::to_owned);
-            self.judge(&["check", "--output=json", "new"], str::to_owned);
+            self.sides
+                .judge(&["info", "--output=json", "new"], str::to_owned);
+            self.sides
+                .judge(&["check", "--output=json", "new"], str::to_owned);
         }
-        let longest = lengths(self.theirs.path()).into_values().max();
+        let longest = lengths(self.sides.theirs.path()).into_values().max();
         if longest.is_some_and(|length| length <= MAPPED) {
-            for scratch in [&self.theirs, &self.ours] {
+            for scratch in self.sides.folders() {
                 for name in ["new", "data"] {
                     let path = scratch.path().join(name);
                     if path.exists() {
@@ -372,24 +321,26 @@ impl<'a> Case<'a> {
             }
             // Data that is written stands in one piece in both, with more tables before it in ours.
             let elsewhere = written && data_here;
-            self.judge(&["map", "--output=json", "new"], |text| match elsewhere {
-                true => without_offsets(text),
-                false => text.to_owned(),
-            });
+            self.sides
+                .judge(&["map", "--output=json", "new"], |text| match elsewhere {
+                    true => without_offsets(text),
+                    false => text.to_owned(),
+                });
         }
-        let other = self.theirs.file("new");
+        let other = self.sides.theirs.file("new");
         let same = oracle::run(
             Tool::Img,
-            self.ours.path(),
+            self.sides.ours.path(),
             &["compare", "-f", "qcow2", "-F", "qcow2", "new", &other].map(str::to_owned),
         );
-        self.note_if_different("compare", "0 ", &format!("{} {}", same.code, same.stderr));
+        self.sides
+            .note_if_different("compare", "0 ", &format!("{} {}", same.code, same.stderr));
     }
 
     /// The judge writes to our image, and both checkers find nothing wrong with it.
     fn write(&mut self, rng: &mut Rng) {
         let info = ["info", "--output=json", "-U", "new"].map(str::to_owned);
-        let info = oracle::run(Tool::Img, self.ours.path(), &info).stdout;
+        let info = oracle::run(Tool::Img, self.sides.ours.path(), &info).stdout;
         let info: serde_json::Value = serde_json::from_str(&info).unwrap_or_default();
         let size = info["virtual-size"].as_u64().unwrap_or(0);
         let mut args = Vec::new();
@@ -402,15 +353,18 @@ impl<'a> Case<'a> {
             }
         }
         args.push("new".to_owned());
-        let wrote = oracle::run(Tool::Io, self.ours.path(), &args);
-        self.note_if_different("qemu-io", "0 ", &format!("{} {}", wrote.code, wrote.stderr));
+        let wrote = oracle::run(Tool::Io, self.sides.ours.path(), &args);
+        self.sides
+            .note_if_different("qemu-io", "0 ", &format!("{} {}", wrote.code, wrote.stderr));
         let check = ["check", "new"].map(str::to_owned);
-        let judged = oracle::run(Tool::Img, self.ours.path(), &check);
-        self.note_if_different("check", "0 ", &format!("{} {}", judged.code, judged.stderr));
+        let judged = oracle::run(Tool::Img, self.sides.ours.path(), &check);
+        self.sides
+            .note_if_different("check", "0 ", &format!("{} {}", judged.code, judged.stderr));
         let own = self
+            .sides
             .build
-            .stand_in(Tool::Img, self.ours.path(), None, &check);
-        self.note("check", difference(&judged, &own));
+            .stand_in(Tool::Img, self.sides.ours.path(), None, &check);
+        self.sides.note("check", difference(&judged, &own));
     }
 }
 
@@ -426,40 +380,35 @@ fn without_offsets(text: &str) -> String {
     lines.collect()
 }
 
+/// Runs random lines, every third of them with the sandboxed build too, and looks at what they did.
 fn over_lines(
     name: &str,
     seed: u64,
     line: impl Fn(&mut Rng) -> Vec<String>,
     look: impl Fn(&mut Case<'_>, &Outcome, &mut Rng) + Sync,
 ) {
-    if !oracle::available() {
-        return;
-    }
-    let prepared = prepare();
     let mut rng = Rng::new(seed);
-    let lines: Vec<(usize, Vec<String>)> =
-        (0..LINES).map(|index| (index, line(&mut rng))).collect();
-    let results = parallel::map(&lines, |(index, args)| {
-        let builds: &[Build] = match index % 3 {
-            0 => &[Build::Wasm, Build::Native],
-            _ => &[Build::Native],
-        };
-        let failures = builds.iter().flat_map(|&build| {
-            let (mut case, outcome) = Case::run(args, build, &prepared);
-            look(&mut case, &outcome, &mut Rng::new(seed ^ *index as u64));
-            case.failures
-        });
-        failures.collect::<Vec<_>>()
+    let numbered = (0..LINES as u64).map(|index| (index, line(&mut rng)));
+    let lines: Vec<_> = numbered
+        .map(|(index, args)| (args.join(" "), (index, args)))
+        .collect();
+    sides::over(name, PREPARE, &lines, 3, |sides, (index, args)| {
+        sides.folders().into_iter().for_each(add_folder);
+        let outcome = sides.run(args, identity);
+        look(
+            &mut Case { args, sides },
+            &outcome,
+            &mut Rng::new(seed ^ index),
+        );
     });
-    let failures: Vec<Failure> = results.into_iter().flatten().collect();
-    report::finish(name, LINES, &failures);
 }
 
 #[test]
 fn new_images_are_the_same() {
     over_lines("create", 1, right, |case, outcome, rng| {
         if outcome.code != 0 {
-            case.note("the judge", Some(outcome.stderr.clone()));
+            let why = outcome.stderr.clone();
+            case.sides.note("the judge", Some(why));
             return;
         }
         case.compare_images();
@@ -547,7 +496,7 @@ fn what_is_there_stays_where_no_image_can_be_made() {
     if !oracle::available() {
         return;
     }
-    let prepared = prepare();
+    let prepared = sides::prepare("create-prepared", PREPARE);
     // A file system without a limit would make it.
     let trial = Scratch::new("create-refused");
     let endless = fs::File::create(trial.path().join("there"))
@@ -556,7 +505,8 @@ fn what_is_there_stays_where_no_image_can_be_made() {
     for build in [Build::Native, Build::Wasm] {
         let possible = |args: &&&[&str]| !(endless && args.contains(&TOO_LONG));
         for args in refused.iter().filter(possible) {
-            let folder = copied(&prepared, Scratch::new("create-refused"));
+            let folder = sides::copied(&prepared, Scratch::new("create-refused"));
+            add_folder(&folder);
             let before = lengths(folder.path());
             let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
             let outcome = build.stand_in(Tool::Img, folder.path(), None, &args);

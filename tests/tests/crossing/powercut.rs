@@ -100,7 +100,7 @@ fn ours_leaves_nothing_that_is_not_old_or_new() {
             found.violations.iter().map(|what| Failure {
                 case: scenario.name.clone(),
                 doing: format!(
-                    "OXCOW_POWER='{}' cargo test -p oxcow-tests --test powercut ours",
+                    "OXCOW_POWER='{}' cargo test -p oxcow-tests --test crossing powercut::ours",
                     scenario.name
                 ),
                 what: what.clone(),

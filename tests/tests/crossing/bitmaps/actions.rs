@@ -1,6 +1,7 @@
 //! Bitmaps made, merged, cleared, switched and dropped by the library, and by qemu-img: the same bits at the end.
 
-use oxcow::{GuestOffset, Image, MemoryStorage};
+use oxcow::{GuestOffset, Image};
+use oxcow_tests::any_storage::AnyStorage;
 use oxcow_tests::oracle::{self, Tool};
 use oxcow_tests::parallel;
 use oxcow_tests::rng::Rng;
@@ -40,8 +41,8 @@ impl Action {
     }
 }
 
-async fn act(image: &Image<MemoryStorage>, action: Action) -> oxcow::Result<()> {
-    let same: Option<&Image<MemoryStorage>> = None;
+async fn act(image: &Image<AnyStorage>, action: Action) -> oxcow::Result<()> {
+    let same: Option<&Image<AnyStorage>> = None;
     match action {
         Action::Add(name, granularity) => image.add_bitmap(name, Some(granularity), true).await,
         Action::Remove(name) => image.remove_bitmap(name).await,

@@ -4,9 +4,10 @@ use std::fs;
 use std::path::Path;
 
 use oxcow::{Error, GuestOffset, Image};
+use oxcow_tests::any_storage::AnyStorage;
 use oxcow_tests::oracle::{self, Tool};
 use oxcow_tests::scratch::Scratch;
-use oxcow_tests::scripts::storage::{HostFile, block_on};
+use oxcow_tests::scripts::storage::block_on;
 
 use super::image::{
     self, IMAGE, Op, ask, bitmaps_of, bytes_of, clean, contents_of, made, native, qemu_io,
@@ -30,7 +31,7 @@ fn image_with_two() -> Scratch {
     scratch
 }
 
-fn step(image: &Image<HostFile>, op: Op) {
+fn step(image: &Image<AnyStorage>, op: Op) {
     block_on(image::apply(image, &op)).unwrap_or_else(|error| panic!("{op:?}: {error:#}"));
 }
 

@@ -12,7 +12,7 @@ use oxcow_tests::parallel;
 use oxcow_tests::report::{Failure, finish};
 use oxcow_tests::scratch::Scratch;
 
-use crate::memory::{readable, repair_bytes};
+use super::memory::{readable, repair_bytes};
 
 /// Where the native tool ends with a clean image and ours does not: how the name begins, and why.
 const LEFT: &[(&str, &str)] = &[

@@ -2,7 +2,8 @@
 //! nothing, the disk and every snapshot are what they were before the damage, as much was repaired as the
 //! native tool repairs, and a second repair has nothing to do.
 //!
-//! `OXCOW_REPAIRS=17..18 cargo test -p oxcow-tests --test repair damaged -- --nocapture` runs case 17 alone.
+//! `OXCOW_REPAIRS=17..18 cargo test -p oxcow-tests --test crossing repair::damaged -- --nocapture` runs case 17
+//! alone.
 
 mod anything;
 mod bases;
@@ -345,7 +346,7 @@ fn damaged_images_are_repaired_as_qemu_img_does_it() {
         run(&case).map_err(|what| Failure {
             case: case.name.clone(),
             doing: format!(
-                "OXCOW_REPAIRS={seed}..{} cargo test -p oxcow-tests --test repair damaged\n{}",
+                "OXCOW_REPAIRS={seed}..{} cargo test -p oxcow-tests --test crossing repair::damaged\n{}",
                 seed + 1,
                 case.damage.join("\n")
             ),
@@ -382,7 +383,7 @@ fn a_cut_repair_is_finished_by_another() {
         cut::run(&case, mode, &mut Rng::new(seed)).map_err(|what| Failure {
             case: case.name.clone(),
             doing: format!(
-                "OXCOW_REPAIRS={seed}..{} cargo test -p oxcow-tests --test repair a_cut\n{mode:?} of {}",
+                "OXCOW_REPAIRS={seed}..{} cargo test -p oxcow-tests --test crossing repair::a_cut\n{mode:?} of {}",
                 seed + 1,
                 case.damage.join("\n")
             ),
