@@ -14,6 +14,7 @@ pub fn all() -> Vec<Case> {
     let mut cases = reading();
     cases.extend(writing());
     cases.extend(whole_image());
+    cases.extend(whole_disk());
     cases
 }
 
@@ -175,6 +176,64 @@ fn whole_image() -> Vec<Case> {
             "create 100 GiB, metadata",
             disks::absent,
             "create -f qcow2 -o preallocation=metadata IMAGE 100G",
+        ),
+    ]
+}
+
+/// Cases that read or write all of a disk's content.
+fn whole_disk() -> Vec<Case> {
+    let no_slower = "wall <= 1.0";
+    let compress = "CPU <= 0.6";
+    let image = |name, target, prepare, fresh, line: &str| Case {
+        fresh,
+        ..once(name, target, prepare, &line.replace("IMAGE", WRITTEN))
+    };
+    let convert = |name, target, prepare, line| image(name, target, prepare, disks::absent, line);
+    vec![
+        convert(
+            "convert raw to plain",
+            no_slower,
+            disks::raw,
+            "convert -f raw -O qcow2 real.raw IMAGE",
+        ),
+        convert(
+            "convert raw to zlib",
+            compress,
+            disks::raw,
+            "convert -f raw -O qcow2 -c real.raw IMAGE",
+        ),
+        convert(
+            "convert raw to zstd",
+            "",
+            disks::raw,
+            "convert -f raw -O qcow2 -c -o compression_type=zstd real.raw IMAGE",
+        ),
+        convert(
+            "convert qcow2 to qcow2",
+            no_slower,
+            disks::real,
+            "convert -O qcow2 plain.qcow2 IMAGE",
+        ),
+        image(
+            "compare plain with zlib",
+            "",
+            disks::real,
+            unchanged,
+            "compare plain.qcow2 zlib.qcow2",
+        ),
+        image(
+            "commit 256 MiB",
+            "",
+            disks::full,
+            disks::to_commit,
+            "commit IMAGE",
+        ),
+        image(
+            "rebase 512 MiB onto another file",
+            "",
+            disks::full,
+            disks::to_rebase,
+            "rebase -b other.qcow2 -F qcow2 IMAGE",
         ),
     ]
 }

@@ -44,6 +44,14 @@ pub fn real(folder: &Path) -> Result<()> {
     })
 }
 
+/// The same disk as a raw file.
+pub fn raw(folder: &Path) -> Result<()> {
+    real(folder)?;
+    once(folder, "raw", |folder| {
+        run_quietly(qemu_img(folder).args(["convert", "-O", "raw", "plain.qcow2", "real.raw"]))
+    })
+}
+
 /// 512 MiB, every cluster allocated.
 pub fn full(folder: &Path) -> Result<()> {
     once(folder, "full", |folder| {
@@ -90,6 +98,23 @@ pub fn overlay(folder: &Path) -> Result<()> {
     anew(folder, &["create -f qcow2 -b full.qcow2 -F qcow2 IMAGE"])
 }
 
+/// Half of the disk written over, for the file below.
+pub fn to_commit(folder: &Path) -> Result<()> {
+    fs::copy(folder.join("full.qcow2"), folder.join("below.qcow2"))?;
+    anew(folder, &["create -f qcow2 -b below.qcow2 -F qcow2 IMAGE"])?;
+    let mut write = Command::new("qemu-io");
+    let write = write.args(["-c", "write -P 2 128M 256M", WRITTEN]);
+    run_quietly(write.current_dir(folder))?;
+    settle_files(folder, &[WRITTEN, "below.qcow2"])
+}
+
+/// Nothing allocated over [`full`], and an empty file that is to take its place.
+pub fn to_rebase(folder: &Path) -> Result<()> {
+    run_quietly(qemu_img(folder).args(["create", "-f", "qcow2", "other.qcow2", "512M"]))?;
+    overlay(folder)?;
+    settle_files(folder, &["other.qcow2"])
+}
+
 /// 100 GiB, every cluster allocated and none written.
 pub fn allocated(folder: &Path) -> Result<()> {
     anew(folder, &[ALLOCATED])
@@ -127,7 +152,13 @@ fn anew(folder: &Path, commands: &[&str]) -> Result<()> {
         let line = command.replace("IMAGE", WRITTEN);
         run_quietly(qemu_img(folder).args(line.split_whitespace()))?;
     }
-    fs::File::open(folder.join(WRITTEN))?.sync_all()?;
+    settle_files(folder, &[WRITTEN])
+}
+
+fn settle_files(folder: &Path, names: &[&str]) -> Result<()> {
+    for name in names {
+        fs::File::open(folder.join(name))?.sync_all()?;
+    }
     settle(folder)
 }
 
