@@ -1,11 +1,14 @@
 // A clone of an image on a web server, filled in the background: how much of the link it uses, and what the guest
 // notices of it. The server is local, with 50 ms before each answer and 100 MB/s for all of them together.
 //
-//   node web/bench/http.mjs [MiB]
+//   node web/bench/http.mjs [MiB [MiB]]
+//
+// The second number is the length of the disk that a system starts from: so long that its hydration is under way all the
+// while.
 
 import { execFileSync } from 'node:child_process';
 import { createServer } from 'node:http';
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { fstatSync, mkdtempSync, openSync, readSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as wait } from 'node:timers/promises';
@@ -22,20 +25,22 @@ else serve();
 
 /** The server, in a thread of its own: what it costs is not the engine's. */
 function serve() {
-  const bytes = readFileSync(workerData);
+  const file = openSync(workerData);
+  const { size } = fstatSync(file);
   // The link: each piece takes its turn behind all that were handed over before.
   let free = 0;
   const server = createServer(async (request, response) => {
     const [, first, last] = /^bytes=(\d+)-(\d+)$/.exec(request.headers.range ?? '').map(Number);
-    const end = Math.min(last + 1, bytes.length);
+    const end = Math.min(last + 1, size);
     await wait(LATENCY);
     response.writeHead(206, {
       ETag: '"1"',
       'Content-Length': end - first,
-      'Content-Range': `bytes ${first}-${end - 1}/${bytes.length}`,
+      'Content-Range': `bytes ${first}-${end - 1}/${size}`,
     });
     for (let at = first; at < end && !response.destroyed; at += PIECE) {
-      const piece = bytes.subarray(at, Math.min(at + PIECE, end));
+      const piece = new Uint8Array(Math.min(PIECE, end - at));
+      readSync(file, piece, 0, piece.length, at);
       const now = performance.now();
       free = Math.max(free, now) + (piece.length / RATE) * 1000;
       // Timers are coarse: a few milliseconds may be sent in advance, never more than the link carries.
@@ -59,21 +64,22 @@ function drained(response) {
 
 async function main() {
   const { fileStorage, memoryStorage, start } = await import('oxcow');
-  const size = Number(process.argv[2] ?? 512);
+  const [size, bootSize] = [process.argv[2] ?? 512, process.argv[3] ?? 4096].map(Number);
   const folder = mkdtempSync(join(tmpdir(), 'oxcow-http-'));
-  const path = join(folder, 'disk.qcow2');
-  try {
+  const servers = [];
+  const served = async (name, size) => {
     // Random bytes: nothing is known to be zeros, everything has to travel.
-    const raw = join(folder, 'disk.raw');
+    const [raw, path] = [join(folder, 'disk.raw'), join(folder, name)];
     execFileSync('sh', ['-c', `head -c ${size}M /dev/urandom > '${raw}' && qemu-img convert -O qcow2 '${raw}' '${path}' && rm '${raw}'`]);
     const server = new Worker(new URL(import.meta.url), { workerData: path });
-    const url = await new Promise((resolve) => server.once('message', resolve));
+    servers.push(server);
+    return new Promise((resolve) => server.once('message', resolve));
+  };
+  try {
+    const url = await served('disk.qcow2', size);
     const engine = await start();
     const report = (what, value) => console.log(`${what.padEnd(58)} ${value}`);
-    const clone = (name) => {
-      const storage = name ? fileStorage(join(folder, name), { create: true }) : memoryStorage();
-      return engine.clone(storage, { url }, { backingName: 'disk.qcow2' });
-    };
+    const clone = (of = url) => engine.clone(memoryStorage(), { url: of }, { backingName: 'disk.qcow2' });
 
     // The link itself: what fetch brings, several ranges at once.
     const plain = await link(url, size * MIB);
@@ -98,23 +104,32 @@ async function main() {
       report(`  beyond the request, in round trips of ${LATENCY} ms`, ((median(times) - one) / LATENCY).toFixed(2));
     }
 
-    {
-      const image = await clone('filled.qcow2');
-      const begun = performance.now();
-      await image.hydrate({ onProgress: () => {} });
-      const seconds = (performance.now() - begun) / 1000;
-      await image.close();
-      const rate = (size * MIB) / seconds;
-      report(`background hydration (MB/s)`, (rate / 1e6).toFixed(1));
-      report(`  share of the link's ${RATE / 1e6} MB/s`, `${((rate / RATE) * 100).toFixed(1)} %`);
+    // Into memory, where nothing but the link is slow, and into a file with its flushes.
+    for (const into of ['memory', 'a file']) {
+      const rates = [];
+      for (let round = 0; round < 5; round += 1) {
+        const path = join(folder, 'filled.qcow2');
+        const storage = into === 'memory' ? memoryStorage() : fileStorage(path, { create: true });
+        const image = await engine.clone(storage, { url }, { backingName: 'disk.qcow2' });
+        const begun = performance.now();
+        await image.hydrate({ onProgress: () => {} });
+        rates.push((size * MIB) / (performance.now() - begun) / 1e3);
+        await image.close();
+        rmSync(path, { force: true });
+      }
+      const share = ((median(rates) / (RATE / 1e6)) * 100).toFixed(1);
+      const [least, most] = [Math.min(...rates), Math.max(...rates)].map((rate) => rate.toFixed(1));
+      report(`background hydration into ${into} (MB/s; median of 5)`, `${median(rates).toFixed(1)} (${least}-${most})`);
+      report(`  share of the link's ${RATE / 1e6} MB/s`, `${share} %`);
     }
 
-    const trace = boot(size * MIB);
+    const source = await served('boot.qcow2', bootSize);
+    const trace = boot(bootSize * MIB);
     const alone = [];
     const during = [];
     for (let round = 0; round < 3; round += 1) {
       for (const [times, hydrate] of [[alone, false], [during, true]]) {
-        const image = await clone();
+        const image = await clone(source);
         const stop = new AbortController();
         const hydration = hydrate ? image.hydrate({ signal: stop.signal }).catch(() => {}) : undefined;
         const begun = performance.now();
@@ -134,8 +149,8 @@ async function main() {
     report(`the same while it is hydrated (s; best of 3)`, (Math.min(...during) / 1000).toFixed(2));
     report(`  ratio`, (Math.min(...during) / Math.min(...alone)).toFixed(3));
     await engine.close();
-    await server.terminate();
   } finally {
+    await Promise.all(servers.map((server) => server.terminate()));
     rmSync(folder, { recursive: true, force: true });
   }
 }

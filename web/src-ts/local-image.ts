@@ -35,6 +35,9 @@ import type {
   ViewOptions,
 } from './writing.js';
 
+/** Bytes up to which a read makes its array before it is known whether it can be read at once. */
+const LONGEST_AT_ONCE = 64 << 20;
+
 /** What an image is made of. */
 export interface Parts {
   /** The engine's object: of the module with everything where it is open for writing. */
@@ -160,7 +163,26 @@ export class LocalImage implements DiskImage {
     return this.#run((engine, control) => engine.check(control), options) as Promise<CheckReport>;
   }
 
-  read(offset: Size, length: number, options: { signal?: AbortSignal } = {}): Promise<Uint8Array> {
+  async read(offset: Size, length: number, options: { signal?: AbortSignal } = {}): Promise<Uint8Array> {
+    if (this.#open.direct && this.#running.size === 0 && Number.isInteger(length) && length >= 0 && length <= LONGEST_AT_ONCE) {
+      const bytes = new Uint8Array(length);
+      if (this.#readNow(offset, bytes, options)) return bytes;
+    }
+    return this.#read(offset, length, options);
+  }
+
+  async readInto(offset: Size, into: Uint8Array, options: { signal?: AbortSignal } = {}): Promise<void> {
+    if (!this.#readNow(offset, into, options)) into.set(await this.#read(offset, into.length, options));
+  }
+
+  /** Whether it could be read without waiting for anything; it overtakes no call that is under way. */
+  #readNow(offset: Size, into: Uint8Array, { signal }: { signal?: AbortSignal }): boolean {
+    const engine = this.#open;
+    if (!engine.direct || typeof offset !== 'number' || this.#running.size > 0 || signal?.aborted) return false;
+    return engine.readNow(offset, into);
+  }
+
+  #read(offset: Size, length: number, options: { signal?: AbortSignal }): Promise<Uint8Array> {
     return this.#run((engine, control) => {
       toRange({ start: offset, length }, this.virtualSize);
       return engine.read(toBigInt(offset, 'offset'), length, control);

@@ -110,6 +110,10 @@ export class RemoteImage implements DiskImage {
     return this.#call('read', options, { offset, length }) as Promise<Uint8Array>;
   }
 
+  async readInto(offset: Size, into: Uint8Array, options?: { signal?: AbortSignal }): Promise<void> {
+    into.set(await this.read(offset, into.length, options));
+  }
+
   stream(options?: StreamOptions): ReadableStream<Uint8Array> {
     return streamOf(this, options);
   }

@@ -105,5 +105,15 @@ function blobSource(blob: Blob): CustomSource {
 }
 
 function bytesSource(bytes: Uint8Array): CustomSource {
-  return { size: bytes.byteLength, windowed: false, read: (offset, length) => bytes.subarray(offset, offset + length) };
+  const read = (offset: number, length: number) => bytes.subarray(offset, offset + length);
+  return {
+    size: bytes.byteLength,
+    windowed: false,
+    read,
+    readInto(offset, into) {
+      const found = read(offset, into.length);
+      into.set(found);
+      return found.length;
+    },
+  };
 }

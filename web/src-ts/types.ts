@@ -29,6 +29,11 @@ export interface CustomSource {
    */
   read(offset: number, length: number, options: { readonly signal: AbortSignal }): Uint8Array | Promise<Uint8Array>;
   /**
+   * For sources that answer at once: fills `into` from byte `offset` on, and gives the number of bytes, fewer only where
+   * the source ends. Used instead of `read`. `into` may be the engine's own memory, which is only there during the call.
+   */
+  readInto?(offset: number, into: Uint8Array): number;
+  /**
    * `true` or options: every call is dear, so read large aligned windows and keep some (the default where answers
    * come by messages between threads); `false`: calls cost little.
    */
@@ -62,7 +67,7 @@ export interface HttpOptions {
   cacheBytes?: number;
   /** The least that is asked for at once, in bytes; rounded up to a power of two. Default: 128 KiB. */
   windowBytes?: number;
-  /** The most requests under way at once. Default: 6, which is what browsers do over HTTP/1.1. */
+  /** The most requests under way at once. Default: 8; browsers do six of them over HTTP/1.1 and let the others wait. */
   parallel?: number;
   /** How often a request that failed is tried again. Default: 5. */
   retries?: number;
@@ -370,6 +375,8 @@ export interface DiskImage extends AsyncDisposable {
   check(options?: LongOptions): Promise<CheckReport>;
   /** Reads bytes of the guest's disk; the range must lie inside it. */
   read(offset: Size, length: number, options?: { signal?: AbortSignal }): Promise<Uint8Array>;
+  /** The same into bytes of the caller's, as many as those are. In the engine's own thread, from files, nothing is copied. */
+  readInto(offset: Size, into: Uint8Array, options?: { signal?: AbortSignal }): Promise<void>;
   /** The guest's disk (or a range of it) as raw bytes, read as they are asked for. */
   stream(options?: StreamOptions): ReadableStream<Uint8Array>;
   /**

@@ -87,9 +87,9 @@ export interface RepairReport extends CheckReport {
 
 /** How a clone is filled; the guest's own reads and writes always go first. */
 export interface HydrateOptions extends LongOptions {
-  /** How much is fetched at once, in bytes, rounded up to whole clusters. Default: 2 MiB. */
+  /** How much is fetched at once, in bytes, rounded up to whole clusters. Default: 4 MiB. */
   batchBytes?: number;
-  /** How many fetches are under way at once. Default: 5, so that a server's sixth request is the guest's. */
+  /** How many fetches are under way at once. Default: 6, which leaves the guest two of an HTTP source's requests. */
   parallel?: number;
   /** How many bytes a second are fetched, at most. Default: no limit. */
   limitRate?: number;

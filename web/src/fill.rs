@@ -46,10 +46,11 @@ extern "C" {
     fn keep_backing(this: &JsHydrateOptions) -> bool;
 }
 
-/// How much is fetched at once: large, for a source is a round trip away.
-const BATCH_BYTES: u64 = 2 << 20;
-/// How many fetches are under way at once: one less than an HTTP source has requests, which is the guest's.
-const FETCHES: usize = 5;
+/// How much is fetched at once: as much as one request of an HTTP source asks for, which is a round trip away.
+const BATCH_BYTES: u64 = 4 << 20;
+/// How many fetches are under way at once: enough that some always bring bytes while others wait for their answer, and
+/// less than an HTTP source has requests, for the guest's.
+const FETCHES: usize = 6;
 
 impl JsHydrateOptions {
     /// Whatever numbers JavaScript gave, a float becomes the nearest that there is.

@@ -297,6 +297,42 @@ impl EngineImage {
         Ok(Uint8Array::from(bytes.as_slice()))
     }
 
+    /// Whether [`read_now`](Self::read_now) may be of use: the image's own file answers at once.
+    #[wasm_bindgen(getter)]
+    pub fn direct(&self) -> bool {
+        self.file.storage.is_direct()
+    }
+
+    /// As [`read`](Self::read), from the storage straight into the caller's bytes and before it returns. `false` where
+    /// that cannot be, for whatever reason: then `into` has nothing of use, and `read` does it or tells why not.
+    #[wasm_bindgen(js_name = readNow)]
+    pub fn read_now(&self, offset: f64, into: &Uint8Array) -> bool {
+        if offset.fract() != 0.0 || offset < 0.0 {
+            return false;
+        }
+        let view = self.view();
+        let length = into.length();
+        let Some(placed) = view
+            .image
+            .placed_now(GuestOffset(offset as u64), length as usize)
+        else {
+            return false;
+        };
+        let mut at = 0;
+        placed.pieces().iter().all(|piece| {
+            let part = (at, at + piece.length as u32);
+            at = part.1;
+            match piece.stored {
+                Some((storage, host)) if part == (0, length) => storage.read_now(host.0, into),
+                Some((storage, host)) => storage.read_now(host.0, &into.subarray(part.0, part.1)),
+                None => {
+                    into.fill(0, part.0, part.1);
+                    true
+                }
+            }
+        })
+    }
+
     /// Reads a snapshot from now on, or the active state again.
     #[wasm_bindgen(js_name = useSnapshot)]
     pub async fn use_snapshot(&self, id_or_name: Option<String>) -> JsResult<()> {

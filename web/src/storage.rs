@@ -9,6 +9,7 @@ use std::rc::Rc;
 
 #[cfg(feature = "write")]
 use futures_util::future::LocalBoxFuture;
+use js_sys::Uint8Array;
 use oxcow::Storage;
 #[cfg(feature = "write")]
 use oxcow::storage::Stretch;
@@ -85,18 +86,37 @@ impl WebStorage {
         self.object().ok_or_else(|| read_only.into())
     }
 
+    /// Whether it answers at once.
+    pub fn is_direct(&self) -> bool {
+        matches!(&self.0, Kind::Direct(storage) if storage.direct)
+    }
+
+    /// Fills `into` from byte `offset` on, if it has all of that and can do so at once, and the event loop is not
+    /// due.
+    pub fn read_now(&self, offset: u64, into: &Uint8Array) -> bool {
+        match &self.0 {
+            Kind::Direct(storage) if storage.direct => {
+                !turn_is_due() && storage.read_now(offset, into)
+            }
+            _ => false,
+        }
+    }
+
     /// Lets the event loop turn if that is due: reads that are answered at once, or from the cache, would
     /// otherwise keep a long operation from ever being stopped.
     async fn breathe(&self) {
-        let now = js_sys::Date::now();
         if let Some(object) = self.object()
-            && now - LAST_TURN.get() > WORK_MS
+            && turn_is_due()
         {
             // The promise is of this package's own and never rejects.
             let _ = JsFuture::from(object.source.turn()).await;
             LAST_TURN.set(js_sys::Date::now());
         }
     }
+}
+
+fn turn_is_due() -> bool {
+    js_sys::Date::now() - LAST_TURN.get() > WORK_MS
 }
 
 impl Storage for WebStorage {

@@ -5,7 +5,7 @@ import { createHash } from 'node:crypto';
 import { readFileSync, truncateSync } from 'node:fs';
 import { after, before, test } from 'node:test';
 
-import { fileSource, OVERVIEW_KINDS, OxcowError, start } from 'oxcow';
+import { fileSource, fileStorage, OVERVIEW_KINDS, OxcowError, start } from 'oxcow';
 import { camelCase, Images, withoutQemu } from './qemu.mjs';
 
 const skip = { skip: withoutQemu };
@@ -284,4 +284,54 @@ test('bytes and an ArrayBuffer are sources, too', async () => {
     await image.close();
   }
   await assert.rejects(engine.open('disk.qcow2'), { code: 'io' });
+});
+
+test('what is read at once is what is read by waiting, into new bytes and into the caller’s', skip, async () => {
+  images.create('base.qcow2', '8M');
+  images.io('base.qcow2', 'write -P 1 0 3M', 'write -P 2 7M 1M');
+  images.create('over.qcow2', '9M', '-b', 'base.qcow2', '-F', 'qcow2');
+  images.io('over.qcow2', 'write -P 3 100k 300k', 'write -z 2M 128k', 'write -P 4 5M 70k', 'write -P 5 8900k 10k');
+  images.img('convert', '-c', '-O', 'qcow2', 'over.qcow2', 'packed.qcow2');
+  images.img('convert', '-O', 'raw', 'over.qcow2', 'plain.raw');
+  const waiting = (name) => {
+    const { size, read, close } = fileSource(images.path(name));
+    return { name, size, close, read: async (offset, length) => read(offset, length) };
+  };
+  const expected = images.raw('over.qcow2');
+  for (const name of ['over.qcow2', 'packed.qcow2', 'plain.raw']) {
+    for (const source of [(name) => fileSource(images.path(name)), waiting, (name) => readFileSync(images.path(name))]) {
+      const image = await engine.open(source(name), { resolve: (wanted) => source(wanted.name) });
+      const before = (await image.traffic()).bytes;
+      for (let offset = 0, step = 1; offset < expected.length; offset += step, step = (step * 7 + 4099) % 400_000) {
+        const bytes = expected.subarray(offset, Math.min(offset + step, expected.length));
+        assert.ok(bytes.equals(await image.read(offset, bytes.length)), `${name}: ${bytes.length} bytes at ${offset}`);
+        const into = new Uint8Array(bytes.length + 2).fill(0xee);
+        await image.readInto(BigInt(offset), into.subarray(1, -1));
+        await image.readInto(offset, into.subarray(1, -1));
+        assert.ok(bytes.equals(into.subarray(1, -1)), `${name}: ${bytes.length} bytes at ${offset}`);
+        assert.deepEqual([into[0], into.at(-1)], [0xee, 0xee]);
+      }
+      assert.ok((await image.traffic()).bytes > before);
+      for (const [offset, length] of [[-1, 1], [0.5, 1], [0, 1.5], [0, -1], [expected.length, 1], [expected.length - 1, 2], [2 ** 60, 1]]) {
+        await assert.rejects(image.read(offset, length), { code: 'out-of-range' }, `${length} bytes at ${offset}`);
+        if (length === 1) await assert.rejects(image.readInto(offset, new Uint8Array(1)), { code: 'out-of-range' });
+      }
+      await assert.rejects(image.readInto(0, new Uint8Array(1), { signal: AbortSignal.abort() }), { code: 'cancelled' });
+      await image.close();
+      await assert.rejects(image.readInto(0, new Uint8Array(1)), { code: 'closed' });
+    }
+  }
+});
+
+test('a read that could be answered at once overtakes no write', skip, async () => {
+  images.create('order.qcow2', '1M');
+  const image = await engine.open(fileStorage(images.path('order.qcow2')), { writable: true });
+  await image.write(0, new Uint8Array(65536).fill(1));
+  const bytes = new Uint8Array(4);
+  const write = image.write(0, new Uint8Array(65536).fill(2));
+  const reads = [image.read(0, 4), image.readInto(4, bytes)];
+  await write;
+  assert.deepEqual([...(await reads[0]), ...bytes], [2, 2, 2, 2, 2, 2, 2, 2]);
+  await reads[1];
+  await image.close();
 });

@@ -1,10 +1,14 @@
 // Reading and writing the browser's own file system through the engine, against its synchronous handle itself, in turn
 // in one page: `node bench/opfs.mjs [rounds]`. Rows of a table: the handle's time divided by the engine's, inside its worker
-// and called from the page, as medians with the least and the most.
+// and called from the page, as medians with the least and the most. The handle and the
+// worker read into the same array each time; what the page gets is a new one.
 
+import { mkdtempSync, rmSync } from 'node:fs';
 import { createServer } from 'node:http';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 
-import { findChromium, launch } from '../test/browser.mjs';
+import { findChromium, launchWithProfile } from '../test/browser.mjs';
 import { packageFile } from '../test/package.mjs';
 import { spread } from './spread.mjs';
 
@@ -66,7 +70,7 @@ onmessage = async ({ data }) => {
   if (!data) return postMessage(0);
   const piece = new Uint8Array(data.size).fill(9);
   const began = performance.now();
-  for (const at of offsets(data)) await (data.kind === 'read' ? image.read(at, data.size) : image.write(at, piece));
+  for (const at of offsets(data)) await (data.kind === 'read' ? image.readInto(at, piece) : image.write(at, piece));
   if (data.kind === 'write') await image.flush();
   postMessage(performance.now() - began);
 };`;
@@ -118,7 +122,9 @@ const server = createServer((request, response) => {
 });
 await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
 
-const browser = await launch(findChromium());
+// Not a context that forgets: there every read and write of the file system is a message to another process.
+const profile = mkdtempSync(join(tmpdir(), 'oxcow-profile-'));
+const browser = await launchWithProfile(findChromium(), profile);
 try {
   const page = await browser.newPage();
   page.on('pageerror', (error) => console.error(error));
@@ -139,4 +145,5 @@ try {
 } finally {
   await browser.close();
   server.close();
+  rmSync(profile, { recursive: true });
 }

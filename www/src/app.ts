@@ -22,6 +22,7 @@ import type { Supply } from './elements/chain.js';
 import type { HexView } from './elements/hex-view.js';
 import { icons, mark } from './icons.js';
 import { Session } from './session.js';
+import { prepareEngine } from './spare.js';
 import { store } from './store.js';
 import { base } from './styles.js';
 import { trouble } from './trouble.js';
@@ -273,6 +274,7 @@ export class App extends LitElement {
     this._offline = false;
     this.session.addEventListener('change', () => this.requestUpdate());
     this.session.fillings.addEventListener('change', () => this.requestUpdate());
+    prepareEngine();
     // What a crash has left is removed, and what it interrupted goes on; a browser without a file system of its own has none.
     void store.sweep().then(() => this.session.fillAll()).catch(() => {});
     // The whole page takes files: a drop that misses would otherwise replace the page by the file.

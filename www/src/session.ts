@@ -22,6 +22,7 @@ import {
 
 import { Fillings, sourceOf } from './filling.js';
 import { markOf, recognise, type FileMark } from './mark.js';
+import { prepareEngine, takeEngine } from './spare.js';
 import { store, type About, type Lineage, type StoredImage } from './store.js';
 import type { Watch } from './task.js';
 import { asError } from './trouble.js';
@@ -129,7 +130,7 @@ export class Session extends EventTarget {
     this.stored = what.stored;
     this.#changed();
     try {
-      const engine = await start();
+      const engine = await takeEngine();
       if (opening !== this.#opening) return void engine.close();
       this.#engine = engine;
       await work(engine, opening);
@@ -394,6 +395,7 @@ export class Session extends EventTarget {
     this.#reset();
     this.#changed();
     await this.#closed.catch(() => {}); // Whatever it was, what was flushed is there.
+    prepareEngine();
     await this.fillAll();
     this.#changed();
   }

@@ -16,20 +16,25 @@ export function findChromium() {
   return undefined;
 }
 
+const ARGS = [
+  '--headless=new',
+  '--no-sandbox',
+  '--disable-gpu',
+  '--disable-quic',
+  '--no-first-run',
+  '--disable-background-networking',
+  '--disable-component-update',
+  '--disable-sync',
+];
+
+/** A browser whose pages forget everything with their context: their own file system is in memory. */
 export function launch(executablePath) {
-  return chromium.launch({
-    executablePath,
-    args: [
-      '--headless=new',
-      '--no-sandbox',
-      '--disable-gpu',
-      '--disable-quic',
-      '--no-first-run',
-      '--disable-background-networking',
-      '--disable-component-update',
-      '--disable-sync',
-    ],
-  });
+  return chromium.launch({ executablePath, args: ARGS });
+}
+
+/** A browser as a person has it, with a profile in `folder`: what its pages store is on the disk. */
+export function launchWithProfile(executablePath, folder) {
+  return chromium.launchPersistentContext(folder, { executablePath, args: ARGS });
 }
 
 /** Drops files of this computer on the page as a person does, which no script of the page could. */

@@ -144,7 +144,7 @@ class Client {
     this.#retries = positive('retries', options.retries ?? 5, 0);
     this.#retryDelay = positive('retryDelay', options.retryDelay ?? 200, 0);
     this.#timeout = positive('timeout', options.timeout ?? 20_000, 1);
-    const parallel = positive('parallel', Math.floor(options.parallel ?? 6), 1);
+    const parallel = positive('parallel', Math.floor(options.parallel ?? 8), 1);
     this.#slots = new Slots(parallel);
     this.windows = {
       windowBytes: positive('windowBytes', options.windowBytes ?? 128 << 10, 512),

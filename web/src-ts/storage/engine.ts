@@ -31,7 +31,7 @@ export function engineStorage(
   const account = storage ? new Account(storage, traffic) : undefined;
   const { size } = custom;
   const pending = new WeakMap<Promise<unknown>, Reading>();
-  const readInto = 'readInto' in custom ? custom.readInto?.bind(custom) : undefined;
+  const readInto = custom.readInto?.bind(custom);
   const readOnly = () => {
     throw new OxcowError('read-only', 'The source is read-only');
   };

@@ -1,6 +1,8 @@
 // Files in Node, by its synchronous calls: the engine runs in the same thread, and a call costs less than a promise.
+// Not so a flush, which may take as long as the disk likes: what comes from elsewhere meanwhile would wait for it.
 
-import { closeSync, fdatasyncSync, fstatSync, ftruncateSync, openSync, readSync, writeSync } from 'node:fs';
+import { closeSync, fdatasync, fstatSync, ftruncateSync, openSync, readSync, writeSync } from 'node:fs';
+import { promisify } from 'node:util';
 
 import { OxcowError } from '../errors.js';
 import type { CustomSource } from '../types.js';
@@ -17,6 +19,7 @@ export function fileSource(path: string): CustomSource & { close(): void } {
       const bytes = new Uint8Array(length);
       return bytes.subarray(0, readUpTo(file, offset, bytes));
     },
+    readInto: (offset, into) => readUpTo(file, offset, into),
     close: () => closeSync(file),
   };
 }
@@ -30,9 +33,10 @@ export interface FileStorageOptions {
  * A file on disk that images are written to; closing the image closes it. A flush is `fdatasync`. Node has no file
  * locks: that no other program (nor another storage of this one) writes to the file meanwhile is the caller's promise.
  */
-export function fileStorage(path: string, options: FileStorageOptions = {}): CustomStorage & { close(): void } {
+export function fileStorage(path: string, options: FileStorageOptions = {}): CustomStorage & { close(): Promise<void> } {
   const opened = open(path, options.create ?? false);
   let file: number | undefined = opened;
+  const flushes = new Set<Promise<void>>();
   const descriptor = (): number => {
     if (file === undefined) throw new OxcowError('closed', `The file '${path}' is closed`);
     return file;
@@ -54,14 +58,25 @@ export function fileStorage(path: string, options: FileStorageOptions = {}): Cus
       }
     },
     truncate: (size) => ftruncateSync(descriptor(), size),
-    flush: () => fdatasyncSync(descriptor()),
-    close() {
+    flush() {
+      const flush = durable(descriptor());
+      flushes.add(flush);
+      const over = () => void flushes.delete(flush);
+      flush.then(over, over);
+      return flush;
+    },
+    async close() {
       if (file === undefined) return;
-      closeSync(file);
+      const closing = file;
       file = undefined;
+      // The number would be given to the next file that is opened, while a flush that nobody waits for still has it.
+      await Promise.allSettled(flushes);
+      closeSync(closing);
     },
   };
 }
+
+const durable = promisify(fdatasync);
 
 function open(path: string, create: boolean): number {
   try {

@@ -9,7 +9,7 @@ export interface CustomStorage extends CustomSource {
   readonly size: number;
   /**
    * Writes all of `bytes` at byte `offset`; past the end it makes the storage longer, and what lies between reads as
-   * zeros. `bytes` is the storage's to keep. Several writes may be under way at once, never two to the same bytes.
+   * zeros. `bytes` is the storage's to keep, unless it has `readInto`: then it may be the engine's own memory. Several writes may be under way at once, never two to the same bytes.
    * What is begun is never called back: when it has settled, the bytes are there or the storage has failed.
    */
   write(offset: number, bytes: Uint8Array): void | Promise<void>;
@@ -23,12 +23,6 @@ export interface CustomStorage extends CustomSource {
    * past its end.
    */
   truncate?(size: number): void | Promise<void>;
-  /**
-   * For storages that answer at once: reads into `into`, and gives the number of bytes, fewer only where the storage
-   * ends. Used instead of `read`. Such a storage must not keep `into`, nor the `bytes` of a write: both are the
-   * engine's own memory, and are only there during the call.
-   */
-  readInto?(offset: number, into: Uint8Array): number;
   /** Called when the image that was opened from it is closed. */
   close?(): void | Promise<void>;
 }

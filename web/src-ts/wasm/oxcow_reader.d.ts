@@ -83,6 +83,10 @@ export class EngineImage {
   ): Promise<{ shares: Uint8Array; totals: (number | bigint)[] }>;
   check(control: EngineControl): Promise<unknown>;
   read(offset: bigint, length: number, control: EngineControl): Promise<Uint8Array>;
+  /** Whether `readNow` may be of use. */
+  readonly direct: boolean;
+  /** As `read`, at once and into `into`; `false`: not done, for whatever reason. */
+  readNow(offset: number, into: Uint8Array): boolean;
   useSnapshot(idOrName: string | undefined): Promise<void>;
   openSnapshot(idOrName: string): Promise<EngineImage>;
   free(): void;

@@ -1,6 +1,6 @@
 //! What JavaScript gives: the package's `EngineSource`, as wasm-bindgen calls it.
 
-use js_sys::Promise;
+use js_sys::{Promise, Uint8Array};
 use oxcow::storage::WindowOptions;
 use wasm_bindgen::prelude::*;
 
@@ -25,6 +25,9 @@ extern "C" {
     /// Reads at once, into the module's own memory; gives how many bytes there were.
     #[wasm_bindgen(method, catch, js_name = readInto)]
     pub fn read_into(this: &JsSource, offset: f64, into: &mut [u8]) -> Result<f64, JsValue>;
+    /// The same, into JavaScript's own bytes.
+    #[wasm_bindgen(method, catch, js_name = readInto)]
+    pub fn read_to(this: &JsSource, offset: f64, into: &Uint8Array) -> Result<f64, JsValue>;
     /// Nobody waits for this answer of `read` any more.
     #[wasm_bindgen(method)]
     pub fn cancel(this: &JsSource, answer: &Promise);

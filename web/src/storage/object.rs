@@ -60,6 +60,16 @@ impl JsStorage {
         Ok(done)
     }
 
+    /// Fills JavaScript's own bytes from `offset` on; `false` where it did not.
+    pub fn read_now(&self, offset: u64, into: &Uint8Array) -> bool {
+        let length = into.length();
+        offset + u64::from(length) <= self.size()
+            && self
+                .source
+                .read_to(offset as f64, into)
+                .is_ok_and(|count| count == f64::from(length))
+    }
+
     /// Puts one answer of `read` to the beginning of `buf`.
     async fn read_once(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         let mut answer = self
