@@ -302,6 +302,8 @@ impl Bench {
 
     /// Judges every image that a crash may leave now.
     pub fn look(&self) {
+        // Also of a process that is only on its way to its end: the next one opens what that has cut off.
+        self.notice_size(&self.model.borrow());
         if !self.watching.get() || self.has_failed() {
             return;
         }
@@ -341,6 +343,12 @@ impl Bench {
         self.judge_these(&files, model, most_leaked)
     }
 
+    /// Remembers how small the disk ever was.
+    fn notice_size(&self, model: &Model) {
+        let smallest = model.worlds().map(|world| world.values.sectors()).min();
+        self.kept.set(self.kept.get().min(smallest.unwrap_or(0)));
+    }
+
     /// Judges other files by what is legal now.
     ///
     /// # Errors
@@ -352,8 +360,7 @@ impl Bench {
         model: &Model,
         most_leaked: Option<u64>,
     ) -> Judgement {
-        let smallest = model.worlds().map(|world| world.values.sectors()).min();
-        self.kept.set(self.kept.get().min(smallest.unwrap_or(0)));
+        self.notice_size(model);
         let expectation = Expectation {
             worlds: model.worlds().collect(),
             pristine: &self.start.world,

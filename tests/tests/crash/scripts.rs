@@ -103,3 +103,12 @@ fn a_write_that_failed_half_way_leaves_whole_sectors() {
         assert!(result.is_ok(), "{}", result.unwrap_err());
     }
 }
+
+/// The bitmaps of an image need not know what a process that was killed had cut off the disk before.
+#[test]
+fn what_a_killed_process_has_cut_off_is_not_looked_for() {
+    let bench: Rc<Bench> = Bench::new(StartKind::Autoclear);
+    let script = [Op::Shrink, Op::WriteBytes, Op::GrowTable];
+    let result = Faults::default().one::<Oxcow>(&bench, &script, Fault::Kill, 20);
+    assert!(result.is_ok(), "{}", result.unwrap_err());
+}

@@ -51,7 +51,8 @@ export class Resize extends LitElement {
     event.preventDefault();
     const { session } = this;
     const input = this.renderRoot.querySelector('input');
-    const wanted = parseSize(input?.value ?? '');
+    const asked = input?.value ?? '';
+    const wanted = parseSize(asked);
     const now = BigInt(session.base?.virtualSize ?? 0);
     const shrink = wanted !== undefined && wanted < now;
     this._wrong =
@@ -73,7 +74,8 @@ export class Resize extends LitElement {
     });
     if (!answer) return;
     await this.#task.run('Resizing', () => session.change((image) => image.resize(wanted, { shrink })));
-    if (input && !this.#task.error) input.value = '';
+    // Unless the next size stands there by now.
+    if (input && input.value === asked && !this.#task.error) input.value = '';
   }
 }
 
