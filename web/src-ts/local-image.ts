@@ -54,6 +54,8 @@ export interface Parts {
 export class LocalImage implements DiskImage {
   #engine: EngineReader | undefined;
   #parts: Omit<Parts, 'engine'>;
+  /** Whether its file answers at once. */
+  #direct: boolean;
   /** Calls under way: the engine's object is freed after the last of them. */
   #running = new Set<Promise<unknown>>();
   /** Snapshots of this image that are open. */
@@ -65,6 +67,7 @@ export class LocalImage implements DiskImage {
   constructor({ engine, ...parts }: Parts) {
     this.#engine = engine;
     this.#parts = parts;
+    this.#direct = engine.direct;
   }
 
   get #open(): EngineReader {
@@ -164,22 +167,33 @@ export class LocalImage implements DiskImage {
   }
 
   async read(offset: Size, length: number, options: { signal?: AbortSignal } = {}): Promise<Uint8Array> {
-    if (this.#open.direct && this.#running.size === 0 && Number.isInteger(length) && length >= 0 && length <= LONGEST_AT_ONCE) {
+    if (this.#isFree && Number.isInteger(length) && length >= 0 && length <= LONGEST_AT_ONCE) {
       const bytes = new Uint8Array(length);
-      if (this.#readNow(offset, bytes, options)) return bytes;
+      if (this.#readNow(offset, bytes, options) || (await this.#readNext(offset, bytes, options))) return bytes;
     }
     return this.#read(offset, length, options);
   }
 
   async readInto(offset: Size, into: Uint8Array, options: { signal?: AbortSignal } = {}): Promise<void> {
-    if (!this.#readNow(offset, into, options)) into.set(await this.#read(offset, into.length, options));
+    if (this.#readNow(offset, into, options) || (await this.#readNext(offset, into, options))) return;
+    into.set(await this.#read(offset, into.length, options));
   }
 
-  /** Whether it could be read without waiting for anything; it overtakes no call that is under way. */
+  /** Whether a read may be made without the engine's waiting for anything: it overtakes no call that is under way. */
+  get #isFree(): boolean {
+    return this.#direct && this.#running.size === 0;
+  }
+
+  /** Whether it could be read at once. */
   #readNow(offset: Size, into: Uint8Array, { signal }: { signal?: AbortSignal }): boolean {
     const engine = this.#open;
-    if (!engine.direct || typeof offset !== 'number' || this.#running.size > 0 || signal?.aborted) return false;
+    if (!this.#isFree || typeof offset !== 'number' || signal?.aborted) return false;
     return engine.readNow(offset, into);
+  }
+
+  /** As `#readNow`, after the turn of the event loop that stood in the way. */
+  async #readNext(offset: Size, into: Uint8Array, options: { signal?: AbortSignal }): Promise<boolean> {
+    return this.#isFree && (await this.#run((engine) => engine.turnIfDue())) && this.#readNow(offset, into, options);
   }
 
   #read(offset: Size, length: number, options: { signal?: AbortSignal }): Promise<Uint8Array> {

@@ -333,6 +333,13 @@ impl EngineImage {
         })
     }
 
+    /// Lets the event loop turn if that is due, and tells whether it was: one reason for which
+    /// [`read_now`](Self::read_now) does nothing.
+    #[wasm_bindgen(js_name = turnIfDue)]
+    pub async fn turn_if_due(&self) -> bool {
+        self.file.storage.breathe().await
+    }
+
     /// Reads a snapshot from now on, or the active state again.
     #[wasm_bindgen(js_name = useSnapshot)]
     pub async fn use_snapshot(&self, id_or_name: Option<String>) -> JsResult<()> {

@@ -86,32 +86,36 @@ impl WebStorage {
         self.object().ok_or_else(|| read_only.into())
     }
 
+    /// The object, if it answers at once.
+    fn direct(&self) -> Option<&JsStorage> {
+        match &self.0 {
+            Kind::Direct(storage) if storage.direct => Some(storage),
+            _ => None,
+        }
+    }
+
     /// Whether it answers at once.
     pub fn is_direct(&self) -> bool {
-        matches!(&self.0, Kind::Direct(storage) if storage.direct)
+        self.direct().is_some()
     }
 
     /// Fills `into` from byte `offset` on, if it has all of that and can do so at once, and the event loop is not
     /// due.
     pub fn read_now(&self, offset: u64, into: &Uint8Array) -> bool {
-        match &self.0 {
-            Kind::Direct(storage) if storage.direct => {
-                !turn_is_due() && storage.read_now(offset, into)
-            }
-            _ => false,
-        }
+        self.direct()
+            .is_some_and(|storage| !turn_is_due() && storage.read_now(offset, into))
     }
 
-    /// Lets the event loop turn if that is due: reads that are answered at once, or from the cache, would
-    /// otherwise keep a long operation from ever being stopped.
-    async fn breathe(&self) {
-        if let Some(object) = self.object()
-            && turn_is_due()
-        {
-            // The promise is of this package's own and never rejects.
-            let _ = JsFuture::from(object.source.turn()).await;
-            LAST_TURN.set(js_sys::Date::now());
-        }
+    /// Lets the event loop turn if that is due, and tells whether it was: reads that are answered at once, or from the
+    /// cache, would otherwise keep a long operation from ever being stopped.
+    pub async fn breathe(&self) -> bool {
+        let Some(object) = self.object().filter(|_| turn_is_due()) else {
+            return false;
+        };
+        // The promise is of this package's own and never rejects.
+        let _ = JsFuture::from(object.source.turn()).await;
+        LAST_TURN.set(js_sys::Date::now());
+        true
     }
 }
 

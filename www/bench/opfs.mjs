@@ -1,7 +1,7 @@
-// Reading and writing the browser's own file system through the engine, against its synchronous handle itself, in turn
-// in one page: `node bench/opfs.mjs [rounds]`. Rows of a table: the handle's time divided by the engine's, inside its worker
-// and called from the page, as medians with the least and the most. The handle and the
-// worker read into the same array each time; what the page gets is a new one.
+// Reading and writing the browser's own file system through the engine, against its synchronous handle itself, in
+// turn in one page: `node bench/opfs.mjs [rounds]`. Rows of a table: the handle's time divided by the engine's, inside
+// its worker and called from the page, as medians with the least and the most. The handle and the worker read into the
+// same array each time; what the page gets is a new one.
 
 import { mkdtempSync, rmSync } from 'node:fs';
 import { createServer } from 'node:http';

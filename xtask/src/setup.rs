@@ -22,6 +22,7 @@ const ORACLES: &[(&[&str], &str)] = &[
     (&["qemu-img"], "qemu-utils"),
     (&["qemu-io"], "qemu-utils"),
     (CHROMIUM, "chromium"),
+    (&["firefox", "firefox-esr"], "firefox-esr"),
     (&["mcopy"], "mtools"),
     (&["sgdisk"], "gdisk"),
     (&["mkfs.vfat"], "dosfstools"),

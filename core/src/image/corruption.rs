@@ -5,7 +5,8 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::rc::Rc;
 
-use crate::error::{Error, Place};
+use crate::error::{Error, Place, Result};
+use crate::units::HostOffset;
 
 /// What was found wrong with the tables of an image while it was in use.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +67,11 @@ impl Alarm {
         error
     }
 
+    /// Raises the alarm where `result` is what the tables should not have said.
+    pub fn hear<T>(&self, result: Result<T>) -> Result<T> {
+        result.map_err(|error| self.raise(error))
+    }
+
     /// The same of something that keeps nobody from going on.
     pub fn note(&self, what: String, place: Place) {
         self.tell(what, place, false);
@@ -102,6 +108,20 @@ impl fmt::Display for Hex {
             number => write!(f, "{number:#x}"),
         }
     }
+}
+
+/// The words for an L1 entry that points to where no cluster begins.
+pub(crate) fn unaligned_table(table: HostOffset, l1_index: u64) -> String {
+    let index = Hex(l1_index);
+    format!("L2 table offset {table:#x} unaligned (L1 index: {index})")
+}
+
+/// The words for an entry of the L2 table at `table` that points to where no cluster begins.
+pub(crate) fn unaligned_cluster(cluster: HostOffset, table: HostOffset, l2_index: u64) -> String {
+    let (table, index) = (Hex(table.0), Hex(l2_index));
+    format!(
+        "Cluster allocation offset {cluster:#x} unaligned (L2 offset: {table}, L2 index: {index})"
+    )
 }
 
 #[cfg(test)]

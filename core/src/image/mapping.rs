@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Place, Result, Structure};
 use crate::image::Qcow2;
-use crate::image::corruption::Hex;
+use crate::image::corruption::{Hex, unaligned_cluster};
 use crate::qcow2::l2::L2Entry;
 use crate::qcow2::{Run, RunKind, Version};
 use crate::storage::Storage;
@@ -146,8 +146,8 @@ impl<S: Storage> Qcow2<S> {
     ) -> Result<Run, Wrong> {
         let run = self.l2_format.run_in(entry, within);
         let index = place.index.unwrap_or(0);
+        let table = place.offset.unwrap_or(0) - index * self.l2_format.entry_bytes();
         let contradiction = |what: &str| {
-            let table = place.offset.unwrap_or(0) - index * self.l2_format.entry_bytes();
             let (table, index) = (Hex(table), Hex(index));
             let what = format!("{what} (L2 offset: {table}, L2 index: {index})");
             Err(Wrong::Contradiction(Error::corrupt(what, place)))
@@ -176,8 +176,8 @@ impl<S: Storage> Qcow2<S> {
                     )))
                 };
                 if !HostOffset(start).is_aligned(self.header().cluster_size.bytes()) {
-                    let what = format!("Cluster allocation offset {start:#x} unaligned");
-                    return contradiction(&what);
+                    let what = unaligned_cluster(HostOffset(start), HostOffset(table), index);
+                    return Err(Wrong::Contradiction(Error::corrupt(what, place)));
                 }
                 if self.header().has_data_file() {
                     // Where guest data lies in a data file is not the image's to choose.

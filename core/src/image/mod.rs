@@ -324,11 +324,12 @@ impl<S: Storage> Image<S> {
     /// [`Error::OutOfRange`] outside the disk, [`Error::Corrupt`] where a table contradicts itself.
     pub async fn extent_at(&self, offset: GuestOffset, max: u64) -> Result<Extent> {
         self.check_range(offset, 1)?;
-        let held = self.hold_for_reading(offset.0..offset.0 + 1).await?;
         let max = max.clamp(1, self.virtual_size() - offset.0);
-        let located = self.locate(offset, max).await;
-        drop(held);
-        let located = self.heed(located).await?;
+        let located = self.heed(async {
+            let _held = self.hold_for_reading(offset.0..offset.0 + 1).await?;
+            self.locate(offset, max).await
+        });
+        let located = located.await?;
         let (kind, host) = match located.run.kind {
             RunKind::Unallocated(host) => (ExtentKind::Unallocated, host),
             RunKind::Zero(host) => (ExtentKind::Zero, host),
@@ -345,9 +346,10 @@ impl<S: Storage> Image<S> {
         })
     }
 
-    /// Passes on how an operation ended; one that met tables which must not be followed has the image marked
-    /// first. No lock of this image is held.
-    pub(crate) async fn heed<T>(&self, result: Result<T>) -> Result<T> {
+    /// Carries out an operation; one that meets tables which must not be followed has the image marked. It holds no
+    /// lock of this image when it ends.
+    pub(crate) async fn heed<T>(&self, operation: impl Future<Output = Result<T>>) -> Result<T> {
+        let result = operation.await;
         if result.is_err()
             && let Some(mark) = self.marks.get()
             && self.marked_corrupt().is_some()

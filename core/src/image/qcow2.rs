@@ -8,7 +8,7 @@ use crate::codec::{Compressor, Decompressor};
 use crate::crypto::{HeaderArea, LuksHeader, Passphrase, Volume};
 use crate::error::{Error, Place, Result, Structure};
 use crate::image::clock::Clock;
-use crate::image::corruption::{Alarm, Hex};
+use crate::image::corruption::{Alarm, unaligned_table};
 use crate::image::tables::TableCache;
 use crate::qcow2::header::{Table, TableClaim, TableRules};
 use crate::qcow2::{
@@ -379,8 +379,8 @@ impl<S: Storage> Qcow2<S> {
         }
         let cluster = self.header().cluster_size;
         if !offset.is_aligned(cluster.bytes()) {
-            let how = format!("unaligned (L1 index: {})", Hex(index));
-            return wrong(how).map_err(|error| self.alarm.raise(error));
+            let what = unaligned_table(offset, index);
+            return Err(self.alarm.raise(Error::corrupt(what, place)));
         }
         if offset.0 >= self.file_len() {
             return wrong(format!("past the end of the file (L1 index: {index:#x})"));

@@ -29,8 +29,7 @@ impl<S: Storage> Image<S> {
     /// encrypted content, [`Error::Io`] where a file could not be read.
     pub async fn read_at(&self, offset: GuestOffset, buf: &mut [u8]) -> Result<()> {
         let _under_way = self.begin_operation();
-        let result = self.read_range(offset, buf).await;
-        self.heed(result).await
+        self.heed(self.read_range(offset, buf)).await
     }
 
     async fn read_range(&self, offset: GuestOffset, buf: &mut [u8]) -> Result<()> {

@@ -9,8 +9,9 @@ export interface CustomStorage extends CustomSource {
   readonly size: number;
   /**
    * Writes all of `bytes` at byte `offset`; past the end it makes the storage longer, and what lies between reads as
-   * zeros. `bytes` is the storage's to keep, unless it has `readInto`: then it may be the engine's own memory. Several writes may be under way at once, never two to the same bytes.
-   * What is begun is never called back: when it has settled, the bytes are there or the storage has failed.
+   * zeros. `bytes` is the storage's to keep, unless it has `readInto`: then it may be the engine's own memory.
+   * Several writes may be under way at once, never two to the same bytes. What is begun is never called back: when it
+   * has settled, the bytes are there or the storage has failed.
    */
   write(offset: number, bytes: Uint8Array): void | Promise<void>;
   /**

@@ -87,6 +87,8 @@ export class EngineImage {
   readonly direct: boolean;
   /** As `read`, at once and into `into`; `false`: not done, for whatever reason. */
   readNow(offset: number, into: Uint8Array): boolean;
+  /** Lets the event loop turn if that is due, which is one reason for a `false` of `readNow`; tells whether it was. */
+  turnIfDue(): Promise<boolean>;
   useSnapshot(idOrName: string | undefined): Promise<void>;
   openSnapshot(idOrName: string): Promise<EngineImage>;
   free(): void;

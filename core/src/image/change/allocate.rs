@@ -92,6 +92,19 @@ impl<'a, S: Storage> Engine<'a, S> {
         self.qcow2.alarm.raise(error)
     }
 
+    /// Refuses clusters that hold metadata, whatever their refcounts say (QEMU-COMPAT rule 43).
+    pub fn check_unprotected(&self, clusters: Range<u64>) -> Result<()> {
+        let refcounts = self.state.refcounts.borrow();
+        let alarm = &self.qcow2.alarm;
+        alarm.hear(refcounts.check_unprotected(&clusters))
+    }
+
+    /// Where refcount block `index` lies in the file; `None` where there is none.
+    pub fn block_offset(&self, index: u64) -> Result<Option<u64>> {
+        let offset = self.state.refcounts.borrow().block_offset(index);
+        self.qcow2.alarm.hear(offset)
+    }
+
     /// Has the refcount block made that a step needs.
     pub async fn count_more(&self, needs: NeedsBlock) -> Result<()> {
         self.commit(Some(needs.0)).await
@@ -99,15 +112,10 @@ impl<'a, S: Storage> Engine<'a, S> {
 
     /// Brings refcount block `index` into memory, if there is one.
     pub async fn load_block(&self, index: u64) -> Result<()> {
-        let offset = {
-            let refcounts = self.state.refcounts.borrow();
-            if refcounts.is_loaded(index) {
-                return Ok(());
-            }
-            let offset = refcounts.block_offset(index);
-            offset.map_err(|error| self.qcow2.alarm.raise(error))?
-        };
-        let Some(offset) = offset else {
+        if self.state.refcounts.borrow().is_loaded(index) {
+            return Ok(());
+        }
+        let Some(offset) = self.block_offset(index)? else {
             return Ok(());
         };
         let length = self.cluster_bytes() as usize;

@@ -50,11 +50,11 @@ impl<S: Storage> Image<S> {
         };
         engine.check_amend(options)?;
         self.close().await?;
-        let result = async {
+        let operation = async {
             let _held = Exclusive::new(&engine).await?;
             engine.amend(options).await
         };
-        self.heed(result.await).await
+        self.heed(operation).await
     }
 }
 

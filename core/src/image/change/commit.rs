@@ -114,7 +114,7 @@ impl<S: Storage> Engine<'_, S> {
             None => self.new_block_ahead(tables).await?,
         };
         let refcounts = self.state.refcounts.borrow_mut().take_dirty();
-        let refcounts = refcounts.map_err(|error| self.qcow2.alarm.raise(error))?;
+        let refcounts = self.qcow2.alarm.hear(refcounts)?;
         let (slices, new_tables, l1_sectors) = self.freeze_tables();
         let unlinked = std::mem::take(&mut self.state.epoch.borrow_mut().unlinked);
         Ok(Frozen {
@@ -148,23 +148,19 @@ impl<S: Storage> Engine<'_, S> {
 
     /// A block that nothing pointed to before counts itself as the first cluster of its range.
     fn new_block_in_its_own_range(&self, index: u64) -> Result<Option<NewBlock>> {
-        let refcounts = self.state.refcounts.borrow();
-        let raise = |error| self.qcow2.alarm.raise(error);
-        let offset = refcounts.block_offset(index).map_err(raise)?;
-        if offset.is_some() {
+        if self.block_offset(index)?.is_some() {
             return Ok(None); // Somebody else's commit has made it.
         }
+        let refcounts = self.state.refcounts.borrow();
         let cluster = index * refcounts.per_block();
         if refcounts
             .metadata_in(&(cluster..cluster + 1), None)
             .is_some()
         {
             // QEMU has the block behind what it is made for, and names what stands there.
-            let named = refcounts.check_unprotected(&(cluster + 1..cluster + 2));
-            named.map_err(raise)?;
+            self.check_unprotected(cluster + 1..cluster + 2)?;
         }
-        let unprotected = refcounts.check_unprotected(&(cluster..cluster + 1));
-        unprotected.map_err(raise)?;
+        self.check_unprotected(cluster..cluster + 1)?;
         let mut bytes = vec![0; self.cluster_bytes() as usize];
         refcounts.width.set(&mut bytes, 0, 1);
         let offset = cluster * self.cluster_bytes();
@@ -187,10 +183,7 @@ impl<S: Storage> Engine<'_, S> {
             let left = refcounts.per_block() - entry as u64;
             let near_the_end = left < refcounts.per_block() / 4;
             let room = index + 1 < refcounts.table.len() as u64;
-            let next = refcounts.block_offset(index + 1);
-            let absent = next
-                .map_err(|error| self.qcow2.alarm.raise(error))?
-                .is_none();
+            let absent = self.block_offset(index + 1)?.is_none();
             if !(publishes && near_the_end && room && absent) {
                 return Ok(None);
             }

@@ -97,19 +97,9 @@ impl<S: Storage> Engine<'_, S> {
         let guest = format.cluster_size.floor(at);
         let entry = self.writable_entry(at, guest).await?;
         let (data, zeros) = format.granule_masks(entry);
-        let owned = entry.copied() || format.data_file || !upheld(OrderingPoint::CopyShared);
-        let own = format.host_cluster(entry).filter(|_| owned);
-        if let Some(host) = own
-            && !format.data_file
-        {
-            // Whatever the tables say, data never goes over metadata (QEMU-COMPAT rule 43).
-            let cluster = format.cluster_size.index_of(host.0);
-            let unprotected = {
-                let refcounts = self.state.refcounts.borrow();
-                refcounts.check_unprotected(&(cluster..cluster + 1))
-            };
-            unprotected.map_err(|error| self.qcow2.alarm.raise(error))?;
-        }
+        let own = format
+            .host_cluster(entry)
+            .filter(|_| format.data_file || is_owned(entry));
         Ok(Cluster {
             guest,
             entry,
@@ -128,7 +118,7 @@ impl<S: Storage> Engine<'_, S> {
             return Ok(L2Entry::UNALLOCATED);
         };
         if let Some(host) = format.host_cluster(entry)
-            && entry.copied()
+            && is_owned(entry)
             && !format.data_file
         {
             if !host.is_aligned(format.cluster_size.bytes()) {
@@ -141,11 +131,9 @@ impl<S: Storage> Engine<'_, S> {
                     format!("{kind} cluster offset {host:#x} unaligned (guest offset: {at})");
                 return Err(self.qcow2.alarm.raise(Error::corrupt(what, place)));
             }
+            // Whatever the tables say, data never goes over metadata.
             let cluster = format.cluster_size.index_of(host.0);
-            let refcounts = self.state.refcounts.borrow();
-            if let Some(kind) = refcounts.metadata_in(&(cluster..cluster + 1), None) {
-                return Err(self.qcow2.alarm.raise(kind.in_the_way(host.0)));
-            }
+            self.check_unprotected(cluster..cluster + 1)?;
         }
         self.qcow2.check_entry(entry, GuestOffset(guest), place)
     }
@@ -347,4 +335,9 @@ impl<S: Storage> Engine<'_, S> {
         }
         Ok(())
     }
+}
+
+/// Whether what `entry` points to is the active state's alone, to be written over (I2).
+fn is_owned(entry: L2Entry) -> bool {
+    entry.copied() || !upheld(OrderingPoint::CopyShared)
 }

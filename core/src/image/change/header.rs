@@ -115,6 +115,7 @@ impl<S: Storage> Engine<'_, S> {
         let length = length.map_err(|error| Error::io("Could not get data file size", 0, error))?;
         match length % SECTOR {
             0 => Ok(()),
+            _ if !upheld(OrderingPoint::WholeLastSector) => Ok(()),
             _ => self.complete_last_sector(file, length).await,
         }
     }

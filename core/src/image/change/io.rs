@@ -60,11 +60,11 @@ impl<S: Storage> Engine<'_, S> {
         offset: u64,
         bytes: &'b [u8],
     ) -> Result<Cow<'b, [u8]>> {
-        let end = offset + bytes.len() as u64;
-        let whole = end.next_multiple_of(SECTOR);
         if !upheld(OrderingPoint::WholeLastSector) {
             return Ok(bytes.into());
         }
+        let end = offset + bytes.len() as u64;
+        let whole = end.next_multiple_of(SECTOR);
         let failed = |error| Error::io("", offset, error);
         self.wait_for_given_up().await.map_err(failed)?;
         let length = match std::ptr::eq(file, &self.qcow2.file) {

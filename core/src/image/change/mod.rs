@@ -167,13 +167,13 @@ impl<S: Storage> Image<S> {
     /// old or new, sector by sector.
     pub async fn write_at(&self, offset: GuestOffset, data: &[u8]) -> Result<()> {
         let length = data.len() as u64;
-        let result = async {
+        let operation = async {
             let Some((engine, _held)) = self.change(offset, length).await? else {
                 return self.raw_write(offset, data).await;
             };
             engine.write_guest(offset, data).await
         };
-        self.heed(result.await).await
+        self.heed(operation).await
     }
 
     /// Writes whole clusters compressed, as far as that makes them smaller.
@@ -185,7 +185,7 @@ impl<S: Storage> Image<S> {
     /// image and for one with an external data file.
     pub async fn write_compressed(&self, offset: GuestOffset, data: &[u8]) -> Result<()> {
         let length = data.len() as u64;
-        let result = async {
+        let operation = async {
             let Some((engine, _held)) = self.change(offset, length).await? else {
                 return Err(Error::Unsupported(
                     "A raw image has no compressed clusters".into(),
@@ -201,7 +201,7 @@ impl<S: Storage> Image<S> {
             }
             engine.write_compressed_guest(offset, data).await
         };
-        self.heed(result.await).await
+        self.heed(operation).await
     }
 
     /// Makes `length` bytes at `offset` read as zeros, by the tables as far as the format allows it.
@@ -215,13 +215,13 @@ impl<S: Storage> Image<S> {
         length: u64,
         mode: ZeroMode,
     ) -> Result<()> {
-        let result = async {
+        let operation = async {
             let Some((engine, _held)) = self.change(offset, length).await? else {
                 return self.raw_zeroes(offset, length).await;
             };
             engine.zero_guest(offset.0, offset.0 + length, mode).await
         };
-        self.heed(result.await).await
+        self.heed(operation).await
     }
 
     /// Gives back the whole clusters inside the `length` bytes at `offset`, which read as zeros then. A
@@ -232,13 +232,13 @@ impl<S: Storage> Image<S> {
     ///
     /// Those of [`write_at`](Self::write_at).
     pub async fn discard(&self, offset: GuestOffset, length: u64) -> Result<()> {
-        let result = async {
+        let operation = async {
             let Some((engine, _held)) = self.change(offset, length).await? else {
                 return Ok(());
             };
             engine.discard_guest(offset.0, offset.0 + length).await
         };
-        self.heed(result.await).await
+        self.heed(operation).await
     }
 
     /// The guest's flush: when it returns, everything that was completed before it began is durable. Asks
@@ -252,11 +252,11 @@ impl<S: Storage> Image<S> {
         match self.engine()? {
             None => self.raw_flush().await,
             Some(engine) => {
-                let result = async {
+                let operation = async {
                     engine.prepare().await?;
                     engine.commit(None).await
                 };
-                self.heed(result.await).await
+                self.heed(operation).await
             }
         }
     }
@@ -272,11 +272,11 @@ impl<S: Storage> Image<S> {
             None => self.raw_flush().await,
             Some(engine) if !engine.state.prepared.get() => Ok(()),
             Some(engine) => {
-                let result = async {
+                let operation = async {
                     engine.store_bitmaps().await?;
                     engine.tidy().await
                 };
-                self.heed(result.await).await
+                self.heed(operation).await
             }
         }
     }

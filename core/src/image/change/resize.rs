@@ -36,10 +36,7 @@ impl<S: Storage> Image<S> {
             ));
         }
         match self.engine()? {
-            Some(engine) => {
-                let result = engine.resize(size, options.preallocation).await;
-                self.heed(result).await
-            }
+            Some(engine) => self.heed(engine.resize(size, options.preallocation)).await,
             None => self.resize_raw(size, options.preallocation).await,
         }
     }

@@ -146,11 +146,7 @@ impl<'e, 'a, S: Storage> Shadow<'e, 'a, S> {
                 run = free..free + 1;
             }
         }
-        {
-            let refcounts = self.engine.state.refcounts.borrow();
-            let unprotected = refcounts.check_unprotected(&run);
-            unprotected.map_err(|error| self.engine.qcow2.alarm.raise(error))?;
-        }
+        self.engine.check_unprotected(run.clone())?;
         if run.start == self.hint || count == 1 {
             self.hint = run.end;
         }

@@ -24,11 +24,11 @@ impl<S: Storage> Image<S> {
     /// are too many snapshots; those of [`flush`](Image::flush). The image is as it was before, then.
     pub async fn create_snapshot(&self, snapshot: &NewSnapshot) -> Result<String> {
         let engine = self.snapshot_engine()?;
-        let result = async {
+        let operation = async {
             let _held = Exclusive::new(&engine).await?;
             engine.create_snapshot(snapshot).await
         };
-        self.heed(result.await).await
+        self.heed(operation).await
     }
 
     /// Makes the disk what it was when the snapshot with this id, or else this name, was taken, its size
@@ -40,11 +40,11 @@ impl<S: Storage> Image<S> {
     /// [`create_snapshot`](Self::create_snapshot).
     pub async fn apply_snapshot(&self, id_or_name: &str) -> Result<()> {
         let engine = self.snapshot_engine()?;
-        let result = async {
+        let operation = async {
             let _held = Exclusive::new(&engine).await?;
             engine.apply_snapshot(id_or_name).await
         };
-        self.heed(result.await).await
+        self.heed(operation).await
     }
 
     /// Deletes the snapshot with this id, or else this name. The disk stays as it is.
@@ -54,11 +54,11 @@ impl<S: Storage> Image<S> {
     /// Those of [`apply_snapshot`](Self::apply_snapshot).
     pub async fn delete_snapshot(&self, id_or_name: &str) -> Result<()> {
         let engine = self.snapshot_engine()?;
-        let result = async {
+        let operation = async {
             let _held = Exclusive::new(&engine).await?;
             engine.delete_snapshot(id_or_name).await
         };
-        self.heed(result.await).await
+        self.heed(operation).await
     }
 
     fn snapshot_engine(&self) -> Result<Engine<'_, S>> {

@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::error::{Error, Place, Result, Structure};
 use crate::image::change::Engine;
 use crate::image::change::shadow::Shadow;
-use crate::image::corruption::Hex;
+use crate::image::corruption::{unaligned_cluster, unaligned_table};
 use crate::qcow2::bytes::be64_table;
 use crate::qcow2::l2::L2Entry;
 use crate::qcow2::{COPIED, L2Format, OFFSET_MASK};
@@ -136,10 +136,7 @@ impl<S: Storage> Engine<'_, S> {
             format: self.qcow2.l2_format,
         };
         if let Some((index, host)) = table.first_unaligned() {
-            let (at, index_hex) = (Hex(offset), Hex(index as u64));
-            let what = format!(
-                "Cluster allocation offset {host:#x} unaligned (L2 offset: {at}, L2 index: {index_hex})"
-            );
+            let what = unaligned_cluster(host, HostOffset(offset), index as u64);
             let place = Place::at(Structure::L2Table, offset).entry(index as u64);
             return Err(self.qcow2.alarm.raise(Error::corrupt(what, place)));
         }
@@ -150,8 +147,7 @@ impl<S: Storage> Engine<'_, S> {
         let root = self.qcow2.root.borrow();
         let index = root.l1.iter().position(|&entry| entry == l1_entry);
         let index = index.unwrap_or(0) as u64;
-        let (offset, at) = (l1_entry & OFFSET_MASK, Hex(index));
-        let what = format!("L2 table offset {offset:#x} unaligned (L1 index: {at})");
+        let what = unaligned_table(HostOffset(l1_entry & OFFSET_MASK), index);
         Error::corrupt(what, Place::of(Structure::L1Table).entry(index))
     }
 

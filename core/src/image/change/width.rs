@@ -144,13 +144,7 @@ impl<S: Storage> NewWidth<'_, '_, S> {
         };
         let mut end = engine.cluster_of(engine.qcow2.file_len()) + 1;
         for index in 0..entries {
-            if engine
-                .state
-                .refcounts
-                .borrow()
-                .block_offset(index)?
-                .is_none()
-            {
+            if engine.block_offset(index)?.is_none() {
                 continue;
             }
             for cluster in index * per_old..(index + 1) * per_old {
@@ -216,10 +210,8 @@ impl<S: Storage> NewWidth<'_, '_, S> {
             self.new.extend(table);
             self.engine.qcow2.reaches(end);
             self.engine.no_longer_virgin(end);
-            let refcounts = self.engine.state.refcounts.borrow();
             for &cluster in &self.new {
-                let unprotected = refcounts.check_unprotected(&(cluster..cluster + 1));
-                unprotected.map_err(|error| self.engine.qcow2.alarm.raise(error))?;
+                self.engine.check_unprotected(cluster..cluster + 1)?;
             }
             return Ok(table_at);
         }
