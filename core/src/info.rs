@@ -246,8 +246,8 @@ async fn qcow2_info<S: Storage>(image: &Qcow2<S>) -> Result<ImageInfo> {
         bitmaps: image.bitmaps().await?.iter().map(bitmap_info).collect(),
         refcount_bits: header.refcount_width.bits(),
         encrypt: encrypt_info(image).await?,
-        data_file_raw: data_file
-            .is_some()
+        data_file_raw: header
+            .has_data_file()
             .then(|| header.autoclear.has(Autoclear::DATA_FILE_RAW)),
         data_file,
         corrupt: v3.then(|| header.incompatible.has(Incompatible::CORRUPT)),

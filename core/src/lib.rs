@@ -51,8 +51,8 @@ pub use check::{CheckOptions, CheckReport};
 pub use error::{Error, Place, Result, Role, Structure};
 pub use image::{
     AmendOptions, Backing, BackingName, Corruption, Extent, ExtentKind, Image, Instead, IoCounts,
-    Layer, NewSnapshot, OnCorruption, OpenOptions, Piece, Placed, Preallocation, Qcow2,
-    ResizeOptions, ZeroMode,
+    Layer, NewSnapshot, OnCorruption, OnRepair, OpenOptions, Piece, Placed, Preallocation, Qcow2,
+    ResizeOptions, VmStateOffset, ZeroMode,
 };
 pub use probe::Format;
 pub use raw::Raw;

@@ -1,11 +1,12 @@
 //! How large a file must be to hold a disk: what `qemu-img measure` tells.
 
+use crate::convert::is_zero;
 use crate::error::{Error, Result};
-use crate::image::Image;
+use crate::image::{Image, Layer};
 use crate::map::data_clusters;
 use crate::qcow2::{MAX_L1_BYTES, RefcountWidth, Version};
 use crate::storage::Storage;
-use crate::units::{ClusterSize, SECTOR};
+use crate::units::{ClusterSize, GuestOffset, SECTOR};
 
 /// Sizes of a file, in bytes. Field names are those of `qemu-img measure --output=json`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +55,10 @@ impl Default for Qcow2Target {
     }
 }
 
+/// Raw sources up to this size are read: of what is in them nothing but their content tells, where a storage does
+/// not say which parts were never written.
+const MOST_READ: u64 = 8 << 30;
+
 /// A raw file for a disk of `size` bytes.
 #[must_use]
 pub fn raw(size: u64) -> Measured {
@@ -89,6 +94,8 @@ pub async fn qcow2_from<S: Storage>(image: &Image<S>, target: &Qcow2Target) -> R
     // Which clusters a backing file would supply is not known here.
     let data = if target.backing {
         size
+    } else if matches!(image.top(), Layer::Raw(_)) && size <= MOST_READ {
+        content(image, target.cluster_size).await?
     } else {
         let mut clusters = 0;
         data_clusters(image, target.cluster_size, |run| {
@@ -102,6 +109,25 @@ pub async fn qcow2_from<S: Storage>(image: &Image<S>, target: &Qcow2Target) -> R
         bitmaps,
         ..with_data(size, data, target)?
     })
+}
+
+/// The clusters of a raw image that hold anything but zeros, in bytes. The first one counts in any case: QEMU writes
+/// to the beginning of every raw file that it creates.
+async fn content<S: Storage>(image: &Image<S>, cluster: ClusterSize) -> Result<u64> {
+    let size = image.virtual_size();
+    let piece = cluster.len().max(1 << 20);
+    let mut buffer = vec![0; piece.min(size as usize)];
+    let mut clusters = u64::from(size > 0);
+    let mut at = 0;
+    while at < size {
+        let bytes = &mut buffer[..(size - at).min(piece as u64) as usize];
+        image.read_at(GuestOffset(at), bytes).await?;
+        let used = |(index, bytes): (usize, &[u8])| at + index as u64 > 0 && !is_zero(bytes);
+        let count = bytes.chunks(cluster.len()).enumerate();
+        clusters += count.filter(|part| used(*part)).count() as u64;
+        at += bytes.len() as u64;
+    }
+    Ok(clusters << cluster.bits())
 }
 
 fn too_large() -> Error {
@@ -181,7 +207,10 @@ const DIRECTORY_ENTRY: u64 = 24;
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
+    use crate::{DenyAll, File, Format, MemoryStorage, OpenOptions};
 
     fn cluster(bytes: u64) -> ClusterSize {
         ClusterSize::from_bits(bytes.ilog2()).unwrap()
@@ -228,6 +257,32 @@ mod tests {
                 fully_allocated: 1024
             }
         );
+    }
+
+    // Numbers given by qemu-img 10.0.2 for a file with holes beside what was written.
+    #[test]
+    fn raw_sources_count_by_what_is_in_them() {
+        let mut bytes = vec![0; 4 << 20];
+        let required = |bytes: &[u8]| {
+            let file = File {
+                storage: MemoryStorage::new(bytes.to_vec()),
+                name: "raw".into(),
+            };
+            let options = OpenOptions {
+                format: Some(Format::Raw),
+                ..OpenOptions::default()
+            };
+            let measured = async {
+                let image = Image::open(file, &options, &DenyAll::default()).await?;
+                qcow2_from(&image, &Qcow2Target::default()).await
+            };
+            measured.now_or_never().unwrap().unwrap().required
+        };
+        assert_eq!(required(&bytes), 393_216);
+        bytes[0x2_0000] = 1;
+        bytes[0x3_ffff] = 1;
+        assert_eq!(required(&bytes), 524_288);
+        assert_eq!(required(&[]), 196_608);
     }
 
     #[test]

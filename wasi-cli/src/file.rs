@@ -1,6 +1,6 @@
 //! Files: positional reads and writes at the lowest level there is, always complete when they return.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fs::{self, OpenOptions, TryLockError};
 use std::future::Future;
 use std::io::{self, Read};
@@ -33,11 +33,19 @@ pub fn block_on_between<F: Future>(future: F, mut between: impl FnMut()) -> F::O
 /// A file on WASI's (or the system's) file system.
 #[derive(Debug)]
 pub struct FileStorage {
-    file: fs::File,
+    file: Content,
     /// Takes everything that is written, so that the file stays as it is.
     scratch: Option<RefCell<Scratch>>,
     /// Whether a flush is to reach the disk.
     durable: bool,
+}
+
+/// Where bytes come from.
+#[derive(Debug)]
+enum Content {
+    File(fs::File),
+    /// From nowhere: so many zeros, whatever is written.
+    Zeros(Cell<u64>),
 }
 
 /// Who else may have the file open.
@@ -86,6 +94,15 @@ impl FileStorage {
         }
     }
 
+    /// So many zeros, which stay zeros whatever is written.
+    pub fn zeros(length: u64) -> Self {
+        Self {
+            file: Content::Zeros(Cell::new(length)),
+            scratch: None,
+            durable: false,
+        }
+    }
+
     /// The same file with everything that is written kept in memory, to be forgotten at the end.
     pub fn with_scratch(self) -> io::Result<Self> {
         let length = self.file_len()?;
@@ -106,42 +123,55 @@ impl FileStorage {
     /// Keeps others out until the file is closed; `false` where one of them is there already. Only programs
     /// that lock whole files take part, and only where the system knows such locks.
     pub fn lock(&self, lock: Lock) -> bool {
+        let Content::File(file) = &self.file else {
+            return true;
+        };
         let locked = match lock {
-            Lock::Exclusive => self.file.try_lock(),
-            Lock::Shared => self.file.try_lock_shared(),
+            Lock::Exclusive => file.try_lock(),
+            Lock::Shared => file.try_lock_shared(),
         };
         !matches!(locked, Err(TryLockError::WouldBlock))
     }
 
     /// Whether it is neither a folder nor anything else without content.
     pub fn is_regular(&self) -> bool {
-        self.file
-            .metadata()
-            .is_ok_and(|metadata| !metadata.is_dir())
+        match &self.file {
+            Content::File(file) => file.metadata().is_ok_and(|metadata| !metadata.is_dir()),
+            Content::Zeros(_) => true,
+        }
     }
 
     /// The bytes that the file occupies on its disk; `None` where the system does not tell (WASI).
     pub fn allocated(&self) -> Option<u64> {
-        system::allocated(&self.file)
+        match &self.file {
+            Content::File(file) => system::allocated(file),
+            Content::Zeros(_) => None,
+        }
     }
 
     /// What file it is; `None` where the system does not tell.
     pub fn identity(&self) -> Option<Identity> {
-        system::identity(&self.file)
+        match &self.file {
+            Content::File(file) => system::identity(file),
+            Content::Zeros(_) => None,
+        }
     }
 }
 
 /// At most `most` bytes from the beginning of a file.
 pub fn read_start(path: &str, most: u64) -> io::Result<Vec<u8>> {
     let storage = FileStorage::open(path, false)?;
-    if storage.file.metadata()?.is_dir() {
+    let Content::File(file) = &storage.file else {
+        return Ok(Vec::new());
+    };
+    if file.metadata()?.is_dir() {
         return Err(io::Error::new(
             io::ErrorKind::IsADirectory,
             "Is a directory",
         ));
     }
     let mut bytes = Vec::new();
-    let mut start = (&storage.file).take(most);
+    let mut start = file.take(most);
     start.read_to_end(&mut bytes).map_err(known_words)?;
     Ok(bytes)
 }
@@ -149,7 +179,7 @@ pub fn read_start(path: &str, most: u64) -> io::Result<Vec<u8>> {
 /// Opens `path`.
 fn open_by_any_name(path: &str, options: &OpenOptions) -> io::Result<FileStorage> {
     by_any_name(path, |path| options.open(path)).map(|file| FileStorage {
-        file,
+        file: Content::File(file),
         scratch: None,
         durable: true,
     })
@@ -230,19 +260,32 @@ fn is_outside_sandbox(error: &io::Error) -> bool {
 
 impl FileStorage {
     fn file_len(&self) -> io::Result<u64> {
-        let metadata = self.file.metadata()?;
+        let file = match &self.file {
+            Content::File(file) => file,
+            Content::Zeros(length) => return Ok(length.get()),
+        };
+        let metadata = file.metadata()?;
         if metadata.is_file() {
             return Ok(metadata.len());
         }
         // A block device has a length only for those who look for its end.
-        io::Seek::seek(&mut &self.file, io::SeekFrom::End(0))
+        io::Seek::seek(&mut &*file, io::SeekFrom::End(0))
     }
 
     /// Fills `buf` as far as the file goes.
     fn read_file(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        let file = match &self.file {
+            Content::File(file) => file,
+            Content::Zeros(length) => {
+                let left = length.get().saturating_sub(offset);
+                let count = left.min(buf.len() as u64) as usize;
+                buf[..count].fill(0);
+                return Ok(count);
+            }
+        };
         let mut filled = 0;
         while filled < buf.len() {
-            match system::read_at(&self.file, &mut buf[filled..], offset + filled as u64) {
+            match system::read_at(file, &mut buf[filled..], offset + filled as u64) {
                 Ok(0) => break,
                 Ok(count) => filled += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -276,9 +319,16 @@ impl Storage for FileStorage {
             let below = |offset, buf: &mut [u8]| self.read_file(offset, buf);
             return scratch.borrow_mut().write_at(offset, data, below);
         }
+        let file = match &self.file {
+            Content::File(file) => file,
+            Content::Zeros(length) => {
+                length.set(length.get().max(offset + data.len() as u64));
+                return Ok(());
+            }
+        };
         let mut written = 0;
         while written < data.len() {
-            match system::write_at(&self.file, &data[written..], offset + written as u64) {
+            match system::write_at(file, &data[written..], offset + written as u64) {
                 // A system that takes nothing and says nothing has no room left.
                 Ok(0) => {
                     let words = "No space left on device";
@@ -295,7 +345,10 @@ impl Storage for FileStorage {
     async fn set_len(&self, len: u64) -> io::Result<()> {
         match &self.scratch {
             Some(scratch) => scratch.borrow_mut().set_len(len),
-            None => self.file.set_len(len).map_err(known_words)?,
+            None => match &self.file {
+                Content::File(file) => file.set_len(len).map_err(known_words)?,
+                Content::Zeros(length) => length.set(len),
+            },
         }
         Ok(())
     }
@@ -303,8 +356,11 @@ impl Storage for FileStorage {
     // Data, and of the metadata what it takes to find the data again, the length first of all: nothing else
     // of a file is part of an image.
     async fn flush(&self) -> io::Result<()> {
-        if self.durable && self.scratch.is_none() {
-            self.file.sync_data().map_err(known_words)?;
+        if let Content::File(file) = &self.file
+            && self.durable
+            && self.scratch.is_none()
+        {
+            file.sync_data().map_err(known_words)?;
         }
         Ok(())
     }

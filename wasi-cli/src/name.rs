@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::node::Node;
 use crate::secret::{self, KeySecret};
+use crate::size;
 
 /// An image file as it was named.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +31,14 @@ pub struct Name {
     pub node: Node,
     /// The options that it consists of, if it does.
     pub options: Options,
+    /// How many zeros it stands for, in place of a file: QEMU's driver null-co.
+    pub zeros: Option<u64>,
 }
+
+/// What stands for zeros where a path would be.
+const NO_PATH: &str = "null-co://";
+/// How many, where nothing says so.
+const ZEROS: u64 = 1 << 30;
 
 /// Dotted option names and their values, in order.
 pub type Options = Vec<(String, String)>;
@@ -73,6 +81,7 @@ impl Name {
             keys: Vec::new(),
             node: Node::default(),
             options: Options::new(),
+            zeros: None,
         })
     }
 
@@ -131,9 +140,10 @@ impl Name {
             let at = left.iter().position(|(name, _)| name == key)?;
             Some(left.remove(at).1)
         };
-        let driver = take("driver");
-        let file_driver = take("file.driver");
-        let path = take("file.filename");
+        let mut driver = take("driver");
+        let mut file_driver = take("file.driver");
+        let zeros = take_zeros(&mut driver, &mut file_driver, &mut take)?;
+        let path = take("file.filename").or(zeros.map(|_| NO_PATH.to_owned()));
         let node = take("file");
         let is_protocol = matches!(driver.as_deref(), Some("file" | "host_device"));
         let (path, format) = if is_protocol {
@@ -200,8 +210,36 @@ impl Name {
             keys,
             node: node_options,
             options,
+            zeros,
         })
     }
+}
+
+/// The size of what is no file at all, and only reads as zeros; the format above it stays.
+fn take_zeros(
+    driver: &mut Option<String>,
+    file_driver: &mut Option<String>,
+    mut take: impl FnMut(&str) -> Option<String>,
+) -> Result<Option<u64>, String> {
+    let is_null = |name: &String| matches!(name.as_str(), "null-co" | "null-aio");
+    let prefix = if driver.take_if(|name| is_null(name)).is_some() {
+        *driver = Some("raw".to_owned());
+        ""
+    } else if file_driver.take_if(|name| is_null(name)).is_some() {
+        "file."
+    } else {
+        return Ok(None);
+    };
+    let key = format!("{prefix}read-zeroes");
+    if let Some(value) = take(&key) {
+        read_switch(&key, &value)?;
+    }
+    take(&format!("{prefix}latency-ns"));
+    let size = take(&format!("{prefix}size"));
+    let size = size
+        .map(|text| size::parameter("size", &text))
+        .transpose()?;
+    Ok(Some(size.unwrap_or(ZEROS)))
 }
 
 /// Reads the value of an option that is on or off.

@@ -2,12 +2,14 @@
 //! sandbox decides what can be reached at all.
 
 use std::cell::RefCell;
+use std::rc::Rc;
 
+use oxcow::check::Problem;
 use oxcow::crypto::Passphrase;
 use oxcow::qcow2::{Encryption, Version};
 use oxcow::{
-    Backing, Error, File, Format, Image, Layer, OpenOptions, Place, Preallocation, Resolver, Role,
-    Structure, Wanted,
+    Backing, Error, File, Format, Image, Layer, OnRepair, OpenOptions, Place, Preallocation, Qcow2,
+    Resolver, Role, Structure, Wanted,
 };
 
 use crate::console;
@@ -90,7 +92,16 @@ impl Source {
         self.open_readable(given, &writable)
     }
 
-    /// The same with whatever is wrong with it.
+    /// Opens the image with its chain, to check it with whatever is wrong with it.
+    pub fn open_to_check(&self, given: &str) -> Result<Image<FileStorage>, Failure> {
+        let options = OpenOptions {
+            repair: true,
+            ..OpenOptions::default()
+        };
+        self.open_readable(given, &options)
+    }
+
+    /// The same to change it.
     pub fn open_to_repair(&self, given: &str) -> Result<Image<FileStorage>, Failure> {
         let options = OpenOptions {
             writable: true,
@@ -114,6 +125,15 @@ impl Source {
     pub fn open_alone(&self, given: &str) -> Result<Image<FileStorage>, Failure> {
         open(&self.name(given)?, &alone())
     }
+
+    /// The same to change its tables.
+    pub fn open_alone_writable(&self, given: &str) -> Result<Image<FileStorage>, Failure> {
+        let writable = OpenOptions {
+            writable: true,
+            ..alone()
+        };
+        open(&self.name(given)?, &writable)
+    }
 }
 
 /// For what needs no guest data.
@@ -132,18 +152,46 @@ pub fn could_not_open(given: &str, why: impl std::fmt::Display) -> Failure {
 
 /// Opens `name`; `options` say how far, apart from the format.
 pub fn open(name: &Name, options: &OpenOptions) -> Result<Image<FileStorage>, Failure> {
-    open_quietly(name, options).map_err(|error| could_not_open(&name.given, with_hint(&error)))
+    open_quietly(name, options)
+        .map_err(|error| could_not_open(&name.given, with_hint(name, options, &error)))
 }
 
 /// The error's words, and what can be done about it where qemu-img says so.
-fn with_hint(error: &Error) -> String {
+fn with_hint(name: &Name, options: &OpenOptions, error: &Error) -> String {
     let text = error.to_string();
-    match text.starts_with("Too much extra metadata in snapshot table entry") {
-        true => {
-            format!("{text}\nYou can force-remove this extra metadata with qemu-img check -r all")
-        }
-        false => text,
+    let is_table = |place: Place| place.structure == Structure::SnapshotTable;
+    if options.repair || !error.place().is_some_and(is_table) {
+        return text;
     }
+    if text.starts_with("Too much extra metadata in snapshot table entry") {
+        return format!("{text}\n{REMOVE_EXTRA}");
+    }
+    if text != "Snapshot table is too big" {
+        return text;
+    }
+    // How many are too many is found out by who leaves them out.
+    let to_check = OpenOptions {
+        repair: true,
+        ..alone()
+    };
+    match open_quietly(name, &to_check).ok().and_then(|image| {
+        let qcow2 = image.top().as_qcow2()?;
+        Some(remove_overhanging(qcow2))
+    }) {
+        Some(hint) => format!("{text}\n{hint}"),
+        None => text,
+    }
+}
+
+/// What helps where snapshots have too much extra data.
+pub const REMOVE_EXTRA: &str =
+    "You can force-remove this extra metadata with qemu-img check -r all";
+
+/// What helps where there are too many snapshots, or too long ones; the image is open for a check.
+pub fn remove_overhanging(qcow2: &Qcow2<FileStorage>) -> String {
+    let all = u64::from(qcow2.raw_header().nb_snapshots);
+    let count = all - qcow2.snapshots().len() as u64;
+    format!("You can force-remove all {count} overhanging snapshots with qemu-img check -r all")
 }
 
 /// As [`open`], with the bare reason.
@@ -211,7 +259,13 @@ pub fn open_with(
         handling,
         force_share: name.force_share,
     };
-    let file = opener.open(&name.path)?;
+    let file = match name.zeros {
+        Some(size) => File {
+            storage: FileStorage::zeros(size),
+            name: name.path.clone(),
+        },
+        None => opener.open(&name.path)?,
+    };
     if format == Some(Format::Luks) && options.data_file && name.keys.is_empty() {
         return refused("Parameter 'key-secret' is required for cipher");
     }
@@ -221,6 +275,10 @@ pub fn open_with(
     };
     let image = block_on(Image::open(file, &options, &resolver)).map_err(failure::of_opening)?;
     image.on_corruption(&failure::on_corruption());
+    if !options.repair {
+        let tell: OnRepair = Rc::new(tell);
+        image.on_repair(&tell);
+    }
     check_keys(&image, &name.keys)?;
     if let Some(qcow2) = image.top().as_qcow2() {
         let cluster = qcow2.header().cluster_size.bytes();
@@ -243,6 +301,17 @@ pub fn open_with(
     }
     warn_of_stale_bitmaps(&image);
     Ok(image)
+}
+
+/// How often one problem is printed at most.
+const MOST_REPEATED: u64 = 1000;
+
+/// Prints a problem of an image.
+pub fn tell(problem: &Problem) {
+    // One for each table that shares it, as qemu-img does; an image can make that billions.
+    for _ in 0..problem.times.min(MOST_REPEATED) {
+        console::error_line(&problem.to_string());
+    }
 }
 
 /// Whether the image is raw for no other reason than that nothing was recognised in it.
@@ -467,6 +536,19 @@ pub fn close(image: &Image<FileStorage>, given: &str) -> Result<(), Failure> {
         return Ok(()); // Nothing more is written to it, and that was told.
     }
     block_on(image.close()).map_err(|error| {
+        Failure::new(format!(
+            "Could not close '{given}': {}",
+            failure::in_short(error)
+        ))
+    })
+}
+
+/// Leaves the refcounts where qemu-img does.
+pub fn settle(image: &Image<FileStorage>, given: &str) -> Result<(), Failure> {
+    if image.marked_corrupt().is_some() {
+        return Ok(());
+    }
+    block_on(image.settle()).map_err(|error| {
         Failure::new(format!(
             "Could not close '{given}': {}",
             failure::in_short(error)

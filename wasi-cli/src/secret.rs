@@ -1,5 +1,7 @@
 //! `--object secret,…`: passphrases, by the names under which options ask for them.
 
+mod encrypted;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
@@ -120,9 +122,6 @@ fn define_fields(fields: &Fields) -> Result<(), String> {
                 .to_owned(),
         );
     }
-    if get("keyid").is_some() || get("iv").is_some() {
-        return Err("Secrets that are encrypted themselves ('keyid') are not supported".to_owned());
-    }
     let data = match (get("data"), get("file")) {
         (Some(_), Some(_)) => return Err("'file' and 'data' are mutually exclusive".to_owned()),
         (None, None) => return Err("Either 'file' or 'data' must be provided".to_owned()),
@@ -132,9 +131,20 @@ fn define_fields(fields: &Fields) -> Result<(), String> {
             oxcow::Error::io(what, 0, source).to_string()
         })?,
     };
-    let data = match base64 {
-        true => decode_base64(&data)?,
-        false => data,
+    let decoded = |data: Vec<u8>| match base64 {
+        true => decode_base64(&data),
+        false => Ok(data),
+    };
+    let data = match get("keyid") {
+        None => decoded(data)?,
+        Some(keyid) => {
+            let key = master_key(keyid, id)?;
+            encrypted::check_key(&key)?;
+            let iv = get("iv").ok_or("IV is required to decrypt secret")?;
+            let iv = decode_base64(iv.as_bytes())?;
+            encrypted::check_iv(&iv)?;
+            encrypted::decrypt(&key, &iv, decoded(data)?)?
+        }
     };
     let old = SECRETS.with_borrow_mut(|secrets| match secrets.contains_key(id) {
         true => true,
@@ -149,6 +159,15 @@ fn define_fields(fields: &Fields) -> Result<(), String> {
         )),
         false => Ok(()),
     }
+}
+
+/// The bytes of the secret called `keyid`, by which the new one called `id` is encrypted.
+fn master_key(keyid: &str, id: &str) -> Result<Vec<u8>, String> {
+    let known = SECRETS.with_borrow(|secrets| secrets.get(keyid).cloned());
+    known.ok_or_else(|| match keyid == id {
+        true => format!("Secret with id '{id}' has no data"),
+        false => format!("No secret with id '{keyid}'"),
+    })
 }
 
 /// RFC 4648, with line breaks as mail programs make them.

@@ -233,3 +233,216 @@ fn a_compressed_cluster_that_ends_early() {
         qemu-img check a"#,
     );
 }
+
+#[test]
+fn the_state_of_a_virtual_machine_lies_behind_the_disk() {
+    alike(
+        "vm-state",
+        r#"
+        io() { qemu-io "$@"; echo "exit code $?"; }
+        check() { qemu-img check "$@" | grep -v 'allocated\|end offset'; }
+        qemu-img create -q -f qcow2 a 64M
+        io -c 'read -b -P 0 0 4k' -c 'write -b -P 0x22 0 4k' -c 'write -b -P 0x11 1T 4k' a
+        qemu-img snapshot -c foo a; echo $?
+        qemu-img snapshot -l a | cut -c 1-40
+        qemu-img info --output=json a | grep 'vm-state\|virtual-size": 67'
+        od -An -tx1 -j36 -N4 a
+        check a; qemu-img map a
+        io -c 'write -b -P 0x33 512 512' -c 'read -bv 512 512' -c 'read -b -P 0x11 1T 4k' a
+        io -c 'read -b -s 512 -l 512 -P 0x33 0 4k' -c 'read -b -P 0x22 1k 3k' a
+        check a
+        qemu-img snapshot -a foo a; echo $?
+        io -c 'read -b -P 0x22 0 4k' -c 'read -b -P 0x11 1T 4k' a
+        check a
+        qemu-img convert -l foo -O qcow2 a b; qemu-img compare a b
+        qemu-img snapshot -d foo a; check a
+        qemu-img amend -o compat=0.10 a; io -c 'read -b -P 0x22 0 4k' a; check a
+        # As far as it goes, and further.
+        io -c 'write -b 1E 4k' -c 'write -b 7E 4k' -c 'read -b -P 0 7E 4k' a
+        io -c 'write -b 9223372036854771712 4k' -c 'read -b 9223372036854771712 4k' a
+        io -c 'write -b 9223372036317380608 4k' -c 'write -b 9223372036854771712 8k' a
+        io -c 'read -b 9223372036317380608 4k' -c 'read -b 9223372035243638272 4k' a
+        io -c 'write -b 100 512' -c 'write -b 512 100' -c 'read -b 0 100' -c 'write -b 1T 0' a
+        io -c 'write -b -z 0 64k' -c 'write -b -f 0 4k' -c 'write -b -c 64k 64k' a
+        io -r -c 'write -b 0 512' -c 'read -b -P 0x22 0 4k' a
+        io -C -c 'read -b -q 0 512' -c 'write -b -q -s b 0 4k' a
+        check a
+        # Other sizes of clusters and of disks, other versions.
+        for options in cluster_size=512 cluster_size=2M,compat=0.10 extended_l2=on,cluster_size=16k; do
+            qemu-img create -q -f qcow2 -o $options a 16M
+            qemu-img snapshot -c before a
+            io -c 'write -b -P 1 0 1M' -c 'write -b -P 2 1000k 100k' -c 'write -b -P 3 4M 512' a
+            io -c 'read -b -P 1 0 1000k' -c 'read -b -P 2 1000k 96k' -c 'read -b -P 3 4M 512' a
+            io -c 'read -P 0 0 16M' -c 'write -P 4 15M 100k' -c 'read -b -P 1 0 512' a
+            qemu-img snapshot -c after a
+            io -c 'write -b -P 5 500k 3k' a
+            check a
+            qemu-img snapshot -a before a
+            io -c 'read -P 0 0 16M' -c 'read -b -P 0 0 5M' a
+            check a
+            qemu-img snapshot -a after a
+            io -c 'read -b -P 1 0 1000k' -c 'read -P 4 15M 100k' a
+            check a
+        done
+        # The offsets of the test 022.
+        qemu-img create -q -f qcow2 -o cluster_size=4k a 6G
+        for at in 10485760 4294967296; do
+            for part in '0 4k' '1024 512' '2560 4k' '16k 32k' '20k 41472'; do
+                set -- $part
+                io -c "write -b -P $((at % 251)) $((at + ${1%k} * 512)) $2" a
+            done
+            io -c "read -b -P $((at % 251)) $((at + 1280 * 1024)) 32k" a
+            io -c "read -bv $at 8k" -c "read -bv $((at + 8192)) 64k" a | grep -v ops | cksum
+        done
+        check a
+        # An L1 table that is longer in a snapshot than in the disk.
+        qemu-img create -q -f qcow2 -o cluster_size=512 a 64M
+        io -c 'write -q -P 6 0 64k' a
+        qemu-img snapshot -c foo a
+        printf '\0\0\0\0\0\0\2\0' | dd of=a bs=1 seek=24 conv=notrunc 2>/dev/null
+        printf '\0\0\0\1' | dd of=a bs=1 seek=36 conv=notrunc 2>/dev/null
+        qemu-img convert -l foo -O raw a b; echo $?
+        head -c 512 b | cksum
+        qemu-img create -q -f qcow2 a 0
+        io -c 'write -b -P 9 0 4k' -c 'read -b -P 9 0 4k' a
+        check a
+        # What lies below at this place shows, and is copied.
+        qemu-img create -q -f raw base 600M
+        qemu-io -f raw -c 'write -q -P 4 512M 1M' base
+        qemu-img create -q -f qcow2 -b base -F raw a 64M
+        io -c 'read -b -P 4 0 4k' -c 'write -b -P 5 512 512' a
+        io -c 'read -b -P 4 0 512' -c 'read -b -P 4 1k 63k' -c 'read -b -P 5 512 512' a
+        check a
+        qemu-img create -q -f qcow2 --object secret,id=s,data=x \
+            -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 a 64M
+        locked=driver=qcow2,file.filename=a,encrypt.key-secret=s
+        io --object secret,id=s,data=x --image-opts -c 'write -b -P 5 0 4k' -c 'read -b -P 5 0 4k' $locked
+        check --object secret,id=s,data=x --image-opts $locked
+        qemu-img create -q -f raw a 1M
+        io -f raw -c 'write -b 0 512' -c 'read -b 0 512' a"#,
+    );
+}
+
+#[test]
+fn each_reads_the_machine_state_that_the_other_wrote() {
+    if oracle_is_missing() {
+        return;
+    }
+    let programs = Folder::prepared("steps-both-programs", "");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_oxcow"), programs.0.join("ours")).unwrap();
+    for (writer, reader) in [("qemu-io", "ours io"), ("ours io", "qemu-io")] {
+        let script = format!(
+            "set -e
+            PATH={}:$PATH
+            qemu-img create -q -f qcow2 -o cluster_size=4k a 40M
+            {writer} -c 'write -q -P 1 0 40M' -c 'write -q -b -P 2 1000k 20M' a
+            qemu-img snapshot -c kept a
+            {writer} -c 'write -q -b -P 3 3M 5000' -c 'write -q -b -P 4 3M 4608' a | grep -c aligned
+            {reader} -c 'read -q -P 1 0 40M' -c 'read -q -b -P 0 0 1000k' a
+            {reader} -c 'read -q -b -P 4 3M 4608' -c 'read -q -b -P 2 4M 16M' a
+            {reader} -c 'write -q -b -P 5 100M 64k' a
+            qemu-img check -q a
+            qemu-img snapshot -a kept a
+            {writer} -c 'read -q -b -P 2 1000k 20M' -c 'read -q -b -P 0 100M 64k' a
+            qemu-img check -q a",
+            programs.0.display()
+        );
+        let folder = Folder::prepared("steps-both", "");
+        let output = shell(&folder.0, &script).output().unwrap();
+        let said =
+            String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{writer}: {said}");
+        assert_eq!(output.stdout, b"1\n", "{writer}");
+    }
+}
+
+#[test]
+fn key_slots_change_together_with_other_options() {
+    let mut script = r#"
+        secrets='--object secret,id=s,data=letmein --object secret,id=n,data=other'
+        image=driver=qcow2,file.filename=a,encrypt.key-secret
+        amend() {
+            qemu-img create -q -f qcow2 --object secret,id=s,data=letmein \
+                -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 a 1M
+            qemu-img amend $secrets --image-opts -o $1 $image=s $2; echo "exit code $?"
+            qemu-img info --output=json a | grep 'compat\|lazy\|refcount-bits\|"active": true'
+            for key in s n; do
+                qemu-img check $secrets --image-opts $image=$key | grep -v 'allocated\|offset'
+                qemu-io $secrets --image-opts -c 'read -q -P 0 0 512' -c length $image=$key
+            done
+        }
+    "#
+    .to_owned();
+    let new = "encrypt.state=active,encrypt.new-secret=n,encrypt.iter-time=10";
+    for other in [
+        "lazy_refcounts=on",
+        "compat=0.10",
+        "refcount_bits=64",
+        "size=2M",
+        "size=512k,refcount_bits=1,lazy_refcounts=on",
+        "encrypt.iter-time=20,compat=0.10,refcount_bits=16",
+        "encrypt.new-secret=gone,lazy_refcounts=on,size=2M",
+        "encrypt.keyslot=0,lazy_refcounts=on,size=2M,refcount_bits=64",
+        "refcount_bits=3",
+        "encrypt.keyslot=8,lazy_refcounts=on",
+    ] {
+        script += &format!("amend {new},{other}\n");
+    }
+    let old = "encrypt.state=inactive,encrypt.old-secret";
+    for line in [
+        "s,lazy_refcounts=on",
+        "s,lazy_refcounts=on,size=2M,refcount_bits=64 --force",
+        "n,lazy_refcounts=on,size=2M",
+    ] {
+        script += &format!("amend {old}={line}\n");
+    }
+    alike("key-slots", &script);
+}
+
+#[test]
+fn secrets_that_are_encrypted_themselves() {
+    let mut script = r#"
+        printf '0123456789abcdef0123456789abcdef' > key
+        printf 'f72U6mC6gq/xKz2RaHQEsA==\n' > coded
+        base64 -d coded > plain
+        qemu-img create -q -f qcow2 --object secret,id=s,data=letmein \
+            -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 a 1M
+        try() {
+            qemu-io --object secret,id=m,file=key --object secret,id=short,data=abc --object "secret,id=x,$1" \
+                --image-opts -c 'read -P 0 0 512' driver=qcow2,file.filename=a,encrypt.key-secret=x
+            echo "exit code $?"
+        }
+    "#
+    .to_owned();
+    // Encrypted by `openssl enc -aes-256-cbc`, with the key in the file and the vector ABCDEFGHIJKLMNOP.
+    let letmein = "data=f72U6mC6gq/xKz2RaHQEsA==";
+    let iv = "iv=QUJDREVGR0hJSktMTU5PUA==";
+    for secret in [
+        &format!("keyid=m,{iv},format=base64,{letmein}"),
+        &format!("keyid=m,{iv},format=base64,file=coded"),
+        &format!("keyid=m,{iv},file=plain"),
+        &format!("{iv},data=letmein"),
+        "iv=QUJD,data=letmein",
+        &format!("keyid=m,format=base64,{letmein}"),
+        &format!("keyid=gone,{iv},format=base64,{letmein}"),
+        &format!("keyid=x,{iv},format=base64,{letmein}"),
+        &format!("keyid=,{iv},format=base64,{letmein}"),
+        &format!("keyid=short,{letmein}"),
+        &format!("keyid=m,iv=QUJD,format=base64,{letmein}"),
+        &format!("keyid=m,iv=,{letmein}"),
+        &format!("keyid=m,iv=!!,{letmein}"),
+        &format!("keyid=m,{iv},format=base64,data=!!"),
+        &format!("keyid=m,{iv},format=base64,data=QUJD"),
+        &format!("keyid=m,{iv},data=abc"),
+        &format!("keyid=gone,{iv},file=gone"),
+        &format!("keyid=m,{iv}"),
+        &format!("keyid=m,{iv},{letmein},file=plain"),
+        // Text that ends in y, in a byte of 17, and is no UTF-8.
+        &format!("keyid=m,{iv},format=base64,data=HyheKoFUyuS070rWSK/rmQ=="),
+        &format!("keyid=m,{iv},format=base64,data=hS90xddNpdzDyPiFbKr5Jg=="),
+        &format!("keyid=m,{iv},format=base64,data=lFOM0XzgBtTd7DC88ETOqA=="),
+    ] {
+        script += &format!("try '{secret}'\n");
+    }
+    alike("secrets", &script);
+}

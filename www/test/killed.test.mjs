@@ -15,7 +15,7 @@ import { packageFile } from './package.mjs';
 const executable = findChromium();
 const missing = !executable ? 'no Chromium is installed' : withoutQemu || undefined;
 
-const KILLS = Number(process.env.OXCOW_KILLS ?? 100);
+const KILLS = Number(process.env.OXCOW_KILLS ?? 50);
 /** As often the whole page goes as this, one in so many; otherwise the worker. */
 const PAGES = 10;
 /** After so many kills the image is taken out and judged; the page itself looks after each. */

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use super::report::{Problem, ProblemKind};
+use crate::error::Structure;
 use crate::repair::RepairMode;
 use crate::units::ClusterSize;
 
@@ -21,7 +22,7 @@ pub(crate) struct Noted {
     /// free, so that it may have been handed out again.
     pub rebuild: bool,
     /// Some entry points to nowhere, or is not one: what it once stood for now looks as if nobody needed
-    /// it, so nothing is given back (QEMU-COMPAT rule 46).
+    /// it, so nothing is given back (QEMU-COMPAT rule 46). An L2 entry past the end of the file is none of these.
     pub incomplete: bool,
     /// The first cluster that something past the end of the file refers to. The file must not grow over
     /// it: the error would look like a hole that was always there.
@@ -40,8 +41,10 @@ pub(crate) struct Noted {
     pub free: FreeRuns,
     /// Whether some zero cluster of the active state has a preallocated cluster at an impossible place.
     pub misplaced_zeros: bool,
-    /// Whether some entry of the snapshot table lacks what its version must have.
-    pub incomplete_snapshots: bool,
+    /// Whether some entry of the snapshot table lacks what its version must have, or has more than it may.
+    pub rewrites_snapshots: bool,
+    /// Whether there are more entries than there may be.
+    pub drops_snapshots: bool,
 }
 
 impl Noted {
@@ -60,15 +63,24 @@ impl Noted {
             understated: Understated::default(),
             free: FreeRuns::default(),
             misplaced_zeros: false,
-            incomplete_snapshots: false,
+            rewrites_snapshots: false,
+            drops_snapshots: false,
         }
+    }
+
+    /// What is repaired.
+    pub fn mode(&self) -> RepairMode {
+        self.mode
     }
 
     /// Whether a problem of a table is one that the repair makes good while the tables are walked.
     pub fn repairs(&self, kind: &ProblemKind) -> bool {
         let repairable = matches!(
             kind,
-            ProblemKind::SnapshotIncomplete { .. } | ProblemKind::RefcountBlockPastEnd { .. }
+            ProblemKind::SnapshotIncomplete { .. }
+                | ProblemKind::SnapshotExtraTooLong { .. }
+                | ProblemKind::SnapshotsOverhanging { .. }
+                | ProblemKind::RefcountBlockPastEnd { .. }
         );
         repairable && self.mode == RepairMode::All
     }
@@ -111,11 +123,23 @@ impl Noted {
                 self.misplaced_blocks.insert(index);
             }
             ProblemKind::RefcountUnreadable { .. } => self.rebuild = true,
-            ProblemKind::SnapshotIncomplete { .. } => self.incomplete_snapshots = true,
-            ProblemKind::PastEnd { offset, .. } => {
-                let cluster = self.cluster_size.index_of(offset);
+            ProblemKind::SnapshotIncomplete { .. } | ProblemKind::SnapshotExtraTooLong { .. } => {
+                self.rewrites_snapshots = true
+            }
+            ProblemKind::SnapshotsOverhanging { .. } => self.drops_snapshots = true,
+            ProblemKind::PastEnd { offset, length } => {
+                // What ends less than a cluster past the end of the file would count as there.
+                let end = offset.saturating_add(length);
+                let last = end.saturating_sub(self.cluster_size.bytes());
+                let cluster = self.cluster_size.index_of(offset.min(last));
                 self.dangling_from = self.dangling_from.min(cluster);
-                self.incomplete = true;
+                // What an L2 entry once stood for is one cluster, which nobody can tell from others that are leaked.
+                // QEMU gives those back; an L1 entry may have stood for a table full of them.
+                let of_data = matches!(
+                    problem.place.structure,
+                    Structure::L2Table | Structure::DataCluster
+                );
+                self.incomplete |= !of_data;
             }
             ProblemKind::PreallocatedClusterUnaligned { .. } => {
                 self.misplaced_zeros |= problem.repaired;

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::error::Place;
+use crate::qcow2::MAX_SNAPSHOT_EXTRA;
 use crate::units::HostOffset;
 
 /// The counts of a check, under the names of `qemu-img check --output=json`. Counts of zero are left out
@@ -198,6 +199,16 @@ pub enum ProblemKind {
     /// A version 3 snapshot must say its disk size.
     SnapshotIncomplete {
         index: u64,
+    },
+    /// A snapshot has more extra data than there may be.
+    SnapshotExtraTooLong {
+        index: u32,
+        bytes: u32,
+    },
+    /// There are more snapshots than there may be, or than fit into the longest table that there may be.
+    SnapshotsOverhanging {
+        count: u32,
+        table_is_too_big: bool,
     },
     SnapshotL1Unaligned {
         id: String,
@@ -400,6 +411,20 @@ impl fmt::Display for Problem {
             }
             Kind::SnapshotIncomplete { index } => {
                 write!(f, "{error} snapshot table entry {index} is incomplete")
+            }
+            Kind::SnapshotExtraTooLong { index, bytes } => write!(
+                f,
+                "Discarding too much extra metadata in snapshot table entry {index} ({bytes} > {MAX_SNAPSHOT_EXTRA})"
+            ),
+            Kind::SnapshotsOverhanging {
+                count,
+                table_is_too_big,
+            } => {
+                let why = match table_is_too_big {
+                    true => " (snapshot table is too big)",
+                    false => "",
+                };
+                write!(f, "Discarding {count} overhanging snapshots{why}")
             }
             Kind::SnapshotL1Unaligned { id, name, offset } => write!(
                 f,

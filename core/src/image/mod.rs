@@ -11,15 +11,20 @@ pub mod ordering;
 mod placed;
 mod qcow2;
 mod read;
+mod snapshot_table;
 mod tables;
+mod vm_state;
 
 #[cfg(feature = "encryption")]
 pub use change::KeyChange;
-pub use change::{AmendOptions, IoCounts, NewSnapshot, Preallocation, ResizeOptions, ZeroMode};
+pub use change::{
+    AmendOptions, IoCounts, NewSnapshot, OnRepair, Preallocation, ResizeOptions, ZeroMode,
+};
 pub use corruption::{Corruption, OnCorruption};
 pub use open::{Backing, Instead, OpenOptions};
 pub use placed::{Piece, Placed};
 pub use qcow2::{BackingName, Qcow2};
+pub use vm_state::VmStateOffset;
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -287,33 +292,6 @@ impl<S: Storage> Image<S> {
             ));
         };
         qcow2.use_snapshot(&snapshot).await
-    }
-
-    /// Fills `buf` from byte `offset` of the machine state of the snapshot in use (specification, "VM state":
-    /// it lies past the end of the disk in the snapshot's tables).
-    ///
-    /// # Errors
-    ///
-    /// [`Error::OutOfRange`] where no snapshot is in use or the range is not inside its
-    /// [`vm_state_size`](crate::qcow2::Snapshot::vm_state_size); those of [`read_at`](Self::read_at).
-    pub async fn read_vm_state(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let end = offset.saturating_add(buf.len() as u64);
-        let (size, start) = match self.top() {
-            Layer::Raw(_) => (0, 0),
-            Layer::Qcow2(qcow2) => {
-                let root = qcow2.root.borrow();
-                let header = qcow2.header();
-                let start = header.l1_entries_for(root.size) * header.l1_coverage();
-                (root.vm_state_size, start)
-            }
-        };
-        if end > size {
-            return Err(Error::OutOfRange(
-                format!("Byte {end} lies outside of the machine state of {size} bytes").into(),
-            ));
-        }
-        self.read_held(GuestOffset(start.saturating_add(offset)), buf)
-            .await
     }
 
     /// What the bytes from `offset` on are: one run of at most `max` bytes, at least 1. Neighbouring

@@ -12,18 +12,17 @@ use crate::image::clock::Clock;
 use crate::image::corruption::Alarm;
 use crate::image::ordering::{OrderingPoint, upheld};
 use crate::image::qcow2::{BackingName, Meta, Qcow2, Root, read_table, root_tables};
+use crate::image::snapshot_table::{self, Excess};
 use crate::image::tables::TableCache;
 use crate::image::{Image, Layer};
 use crate::probe::{Format, PROBE_BYTES, Probed, probe};
 use crate::qcow2::bytes::text;
 use crate::qcow2::extension::{self, Area, Surroundings};
 use crate::qcow2::header::check_basics;
-use crate::qcow2::{
-    Extensions, Header, L2Format, MAX_BACKING_NAME, RawHeader, Snapshot, Version, snapshot,
-};
+use crate::qcow2::{Extensions, Header, L2Format, MAX_BACKING_NAME, RawHeader, Version};
 use crate::raw::Raw;
 use crate::storage::{Storage, read_padded};
-use crate::units::{ClusterSize, SECTOR};
+use crate::units::ClusterSize;
 
 /// Decompressed clusters kept for the next read, in bytes.
 const CLUSTER_CACHE_BYTES: u64 = 2 << 20;
@@ -58,8 +57,9 @@ pub struct OpenOptions {
     pub probe_backing: bool,
     /// Whether the image itself is opened for writing; files below it never are.
     pub writable: bool,
-    /// Whether the image is to be [repaired](crate::repair), which also one can be that is marked as
-    /// corrupt, or has no refcount table where its header says. Until then it takes no other change.
+    /// Whether the image is to be [checked](crate::check) or, with `writable`, [repaired](crate::repair), which also
+    /// one can be that is marked as corrupt, has a snapshot table beyond the limits, or no refcount table where its
+    /// header says. Until it is repaired it takes no other change.
     pub repair: bool,
     /// A bound for cached metadata per file, in bytes.
     pub cache_bytes: usize,
@@ -322,7 +322,12 @@ where
     let area = extension_area(&first, &raw_header, cluster_size);
     let describe = |bits| extension::describe_unknown(bits, &extension::feature_names(area));
     let repair = options.repair && depth == 0;
-    let (header, root_tables) = check_header(&raw_header, file_len, describe, repair)?;
+    let (checked, excess) = match repair {
+        true => Excess::cut(&raw_header),
+        false => (raw_header.clone(), Excess::default()),
+    };
+    let tolerant = repair && options.writable;
+    let (header, root_tables) = check_header(&checked, file_len, describe, tolerant)?;
     let surroundings = Surroundings {
         cluster_size,
         encryption: header.encryption,
@@ -360,7 +365,7 @@ where
         }),
     };
 
-    let (snapshots, snapshot_table_bytes) = read_snapshots(storage, &header, file_len).await?;
+    let table = snapshot_table::read(storage, &header, file_len, repair.then_some(excess)).await?;
     let l1 = read_table(
         storage,
         header.l1.offset,
@@ -429,16 +434,17 @@ where
             l1,
             l1_offset: header.l1.offset,
             size: header.size,
-            vm_state_size: 0,
+            vm_state_size: None,
         }),
         meta: RefCell::new(Meta {
             raw_header: raw_header.into(),
             header: header.into(),
             extensions: extensions.into(),
             backing: backing.map(Rc::new),
-            snapshots: snapshots.into(),
+            snapshots: table.snapshots.into(),
             root_tables: root_tables.into(),
-            snapshot_table_bytes,
+            snapshot_table_bytes: table.bytes,
+            excess: table.excess.into(),
         }),
         file,
     })
@@ -504,48 +510,4 @@ pub(super) fn extension_area<'a>(
         bytes: first.get(start..end.min(first.len())).unwrap_or_default(),
         at: start as u64,
     }
-}
-
-/// Reads the snapshot table, which is as long as its entries say; that is the second value.
-async fn read_snapshots<S: Storage>(
-    storage: &S,
-    header: &Header,
-    file_len: u64,
-) -> Result<(Vec<Snapshot>, u64)> {
-    /// How much is read at a time; larger than any entry.
-    const PIECE: usize = 256 << 10;
-    let table_at = header.snapshots.offset.0;
-    let mut snapshots = Vec::new();
-    let mut table_bytes = 0;
-    let mut bytes: Vec<u8> = Vec::new();
-    let mut used = 0;
-    let mut at = table_at;
-    for index in 0..header.snapshots.entries {
-        let (snapshot, length) = loop {
-            let entry_at = at - (bytes.len() - used) as u64;
-            snapshot::check_table_length(entry_at - table_at, table_at)?;
-            if let Some(entry) = snapshot::parse(&bytes[used..], entry_at, index)? {
-                break entry;
-            }
-            if at >= file_len {
-                return Err(Error::corrupt(
-                    format!("Snapshot table entry {index} reaches past the end of the file"),
-                    Place::at(Structure::SnapshotTable, entry_at).entry(index.into()),
-                ));
-            }
-            bytes.drain(..used);
-            used = 0;
-            let old = bytes.len();
-            let more = (file_len - at).next_multiple_of(SECTOR).min(PIECE as u64) as usize;
-            bytes.resize(old + more, 0);
-            read_padded(storage, at, &mut bytes[old..])
-                .await
-                .map_err(|error| Error::io("Failed to read snapshot table", at, error))?;
-            at += more as u64;
-        };
-        table_bytes += length as u64;
-        used = (used + length).min(bytes.len());
-        snapshots.push(snapshot);
-    }
-    Ok((snapshots, table_bytes))
 }

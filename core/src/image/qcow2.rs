@@ -9,6 +9,7 @@ use crate::crypto::{HeaderArea, LuksHeader, Passphrase, Volume};
 use crate::error::{Error, Place, Result, Structure};
 use crate::image::clock::Clock;
 use crate::image::corruption::{Alarm, unaligned_table};
+use crate::image::snapshot_table::Excess;
 use crate::image::tables::TableCache;
 use crate::qcow2::header::{Table, TableClaim, TableRules};
 use crate::qcow2::{
@@ -37,8 +38,8 @@ pub(crate) struct Root {
     pub l1_offset: HostOffset,
     /// The disk's size in bytes.
     pub size: u64,
-    /// How much machine state lies past the end of the disk: a snapshot's, in bytes.
-    pub vm_state_size: u64,
+    /// How much state of a virtual machine a snapshot says that it has, in bytes; the active state says nothing.
+    pub vm_state_size: Option<u64>,
 }
 
 /// What the header says, and the tables it points to that are read whole. A transaction replaces all of it
@@ -54,6 +55,8 @@ pub(crate) struct Meta {
     pub root_tables: Rc<[(u64, u64, Structure)]>,
     /// How long the snapshot table is.
     pub snapshot_table_bytes: u64,
+    /// What of it was left out.
+    pub excess: Rc<Excess>,
 }
 
 /// An open qcow2 file.
@@ -213,7 +216,7 @@ impl<S: Storage> Qcow2<S> {
             l1,
             l1_offset: table.offset,
             size,
-            vm_state_size: snapshot.vm_state_size,
+            vm_state_size: Some(snapshot.vm_state_size),
         });
         Ok(())
     }
@@ -330,6 +333,7 @@ impl<S: Storage> Qcow2<S> {
             .iter()
             .map(|snapshot| snapshot.encode(size).len() as u64);
         meta.snapshot_table_bytes = lengths.sum();
+        meta.excess = Rc::default();
         meta.snapshots = snapshots.into();
     }
 
@@ -340,7 +344,7 @@ impl<S: Storage> Qcow2<S> {
             l1,
             l1_offset: header.l1.offset,
             size: header.size,
-            vm_state_size: 0,
+            vm_state_size: None,
         });
     }
 

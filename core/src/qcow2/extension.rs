@@ -255,9 +255,19 @@ impl Extensions {
 
     /// The extensions in `room` bytes, with the marker that ends them; `None` where they do not fit.
     ///
-    /// The feature name table goes last, and is left out where there is no room for it: it is advice, and
-    /// what a later change of the header needs must stand in the first sector (invariant M6).
+    /// The order is QEMU's, but for the bitmaps, which stand in front of the feature name table: what a later
+    /// change of the header has to change must stand in the first sector (invariant M6). The table is left out
+    /// where there is no room for it: it is advice.
     pub(crate) fn encode(&self, room: usize) -> Option<Vec<u8>> {
+        let bytes = self.encoded(true);
+        let bytes = match bytes.len() > room && !self.feature_names.is_empty() {
+            true => self.encoded(false),
+            false => bytes,
+        };
+        (bytes.len() <= room).then_some(bytes)
+    }
+
+    fn encoded(&self, with_names: bool) -> Vec<u8> {
         const END_BYTES: usize = 8;
         let mut bytes = Vec::new();
         if let Some(format) = &self.backing_format {
@@ -268,21 +278,17 @@ impl Extensions {
                 data.unwrap_or(format.as_bytes()),
             );
         }
-        if let Some(bitmaps) = &self.bitmaps {
-            append(&mut bytes, BITMAPS, &bitmaps.encode());
-        }
-        if let Some(crypto) = &self.crypto {
-            append(&mut bytes, CRYPTO, &crypto.encode());
-        }
         if let Some(name) = &self.data_file {
             let data = self.stored(DATA_FILE, |data| text(data) == *name);
             append(&mut bytes, DATA_FILE, data.unwrap_or(name.as_bytes()));
         }
-        for (kind, data) in &self.unknown {
-            append(&mut bytes, *kind, data);
+        if let Some(crypto) = &self.crypto {
+            append(&mut bytes, CRYPTO, &crypto.encode());
         }
-        let without_names = bytes.len();
-        if !self.feature_names.is_empty() {
+        if let Some(bitmaps) = &self.bitmaps {
+            append(&mut bytes, BITMAPS, &bitmaps.encode());
+        }
+        if with_names && !self.feature_names.is_empty() {
             let same = |data: &[u8]| parse_feature_names(data) == self.feature_names;
             match self.stored(FEATURE_NAMES, same) {
                 Some(data) => append(&mut bytes, FEATURE_NAMES, data),
@@ -291,12 +297,12 @@ impl Extensions {
                     append(&mut bytes, FEATURE_NAMES, &data);
                 }
             }
-            if bytes.len() + END_BYTES > room {
-                bytes.truncate(without_names);
-            }
+        }
+        for (kind, data) in &self.unknown {
+            append(&mut bytes, *kind, data);
         }
         bytes.resize(bytes.len() + END_BYTES, 0);
-        (bytes.len() <= room).then_some(bytes)
+        bytes
     }
 
     /// The data of the last extension of a kind in the file, if it still says what it should.
@@ -618,6 +624,40 @@ mod tests {
         extensions.feature_names.clear();
         assert_eq!(parse(&short), extensions);
         assert_eq!(extensions.encode(short.len() - 1), None);
+    }
+
+    #[test]
+    fn the_order_is_the_one_that_qemu_writes() {
+        let extensions = Extensions {
+            backing_format: Some("raw".into()),
+            feature_names: specified_names(),
+            bitmaps: None,
+            crypto: Some(CryptoHeader {
+                offset: HostOffset(0x5_0000),
+                length: 4096,
+            }),
+            data_file: Some("d".into()),
+            unknown: vec![(0x1234_5678, b"kept".to_vec())],
+            ..Extensions::default()
+        };
+        let kinds = |room| -> Vec<u32> {
+            let bytes = extensions.encode(room).unwrap();
+            let area = Area {
+                bytes: &bytes,
+                at: 112,
+            };
+            area.items().map(|item| item.unwrap().kind).collect()
+        };
+        // As native qemu-img 10.0.2 does it with `rebase -u`.
+        let all = [
+            BACKING_FORMAT,
+            DATA_FILE,
+            CRYPTO,
+            FEATURE_NAMES,
+            0x1234_5678,
+        ];
+        assert_eq!(kinds(4096), all);
+        assert_eq!(kinds(400), [all[0], all[1], all[2], all[4]]);
     }
 
     #[test]

@@ -61,6 +61,20 @@ impl StoredNames {
     }
 }
 
+/// How long the variable parts of an entry are, in bytes.
+pub(crate) struct Parts {
+    pub extra: u32,
+    pub names: u64,
+}
+
+/// The lengths in the fixed part of an entry.
+pub(crate) fn parts(fixed: &[u8]) -> Parts {
+    Parts {
+        extra: be32(fixed, 36),
+        names: u64::from(be16(fixed, 12)) + u64::from(be16(fixed, 14)),
+    }
+}
+
 /// Parses the entry at the start of `bytes`, which stands at byte `at` of the file; returns it with its
 /// length. `Ok(None)` where `bytes` ends before the entry does.
 pub(crate) fn parse(bytes: &[u8], at: u64, index: u32) -> Result<Option<(Snapshot, usize)>> {

@@ -8,7 +8,8 @@
 //! Nothing is guessed (QEMU-COMPAT rule 46):
 //!
 //! - An entry that points past the end of the file, or to where nothing can be, stays as it is and is told
-//!   of. What it once pointed to may look like a leak, so nothing is given back while there is one.
+//!   of. What it once pointed to may look like a leak, so nothing is given back while there is one, but for L2
+//!   entries past the end of the file: as with QEMU, leaks go although there are some.
 //! - The file is not grown over a cluster that such an entry points to: what is missing would read as zeros
 //!   from then on, and nobody would be told.
 //! - A refcount that would not fit its width is told of.
@@ -302,7 +303,8 @@ impl<S: Storage> Repair<'_, '_, S> {
         }
     }
 
-    /// Writes the snapshot table anew where entries lack what they must have.
+    /// Writes the snapshot table anew where entries lack what they must have, or have more than they may. Entries that
+    /// are too many are not counted any more.
     async fn write_snapshots(
         &self,
         noted: &Noted,
@@ -311,7 +313,13 @@ impl<S: Storage> Repair<'_, '_, S> {
         header: &mut RawHeader,
     ) -> Result<Option<Vec<Snapshot>>> {
         let image = self.engine.qcow2;
-        if self.mode == RepairMode::Leaks || !noted.incomplete_snapshots {
+        if self.mode == RepairMode::Leaks {
+            return Ok(None);
+        }
+        if noted.drops_snapshots {
+            header.nb_snapshots = image.snapshots().len() as u32;
+        }
+        if !noted.rewrites_snapshots {
             return Ok(None);
         }
         let mut snapshots = image.snapshots().to_vec();

@@ -17,7 +17,7 @@ use oxcow::repair::{RepairMode, repair};
 use oxcow::storage::give_way;
 use oxcow::{
     AmendOptions, Backing, BackingName, DenyAll, Error, File, Format, GuestOffset, Image,
-    MemoryStorage, OpenOptions, Resolver, Role, Wanted, ZeroMode,
+    MemoryStorage, OpenOptions, Resolver, Role, VmStateOffset, Wanted, ZeroMode,
 };
 
 use crate::any_storage::AnyStorage;
@@ -59,6 +59,12 @@ pub trait Engine: Sized {
 
     /// Reads guest bytes.
     async fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Failure>;
+
+    /// Reads the beginning of the state of a virtual machine, where the engine knows of one.
+    async fn read_vm_state(&self, buf: &mut [u8]) -> Result<(), Failure> {
+        buf.fill(0);
+        Ok(())
+    }
 
     /// The disk's size in bytes.
     fn size(&self) -> u64;
@@ -275,6 +281,7 @@ async fn ask(oxcow: &Oxcow, request: &Request) -> Result<(), Failure> {
         Request::WriteCompressed(at, bytes) => {
             image.write_compressed(GuestOffset(*at), bytes).await?;
         }
+        Request::WriteState(at, bytes) => image.write_vm_state(VmStateOffset(*at), bytes).await?,
         Request::Zeroes(at, length, unmap) => {
             let mode = if *unmap {
                 ZeroMode::Unmap
@@ -326,6 +333,7 @@ async fn ask(oxcow: &Oxcow, request: &Request) -> Result<(), Failure> {
             };
             image.amend(&options).await?;
         }
+        Request::Settle => image.settle().await?,
         Request::RefcountBits(bits) => image.set_refcount_bits(*bits).await?,
     }
     Ok(())
@@ -368,6 +376,10 @@ impl Oxcow {
     ) -> LocalBoxFuture<'a, Result<(), Failure>> {
         async move { Ok(self.image.read_at(GuestOffset(offset), buf).await?) }.boxed_local()
     }
+
+    fn read_state<'a>(&'a self, buf: &'a mut [u8]) -> LocalBoxFuture<'a, Result<(), Failure>> {
+        async move { Ok(self.image.read_vm_state(VmStateOffset(0), buf).await?) }.boxed_local()
+    }
 }
 
 impl Engine for Oxcow {
@@ -387,6 +399,10 @@ impl Engine for Oxcow {
 
     async fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Failure> {
         self.read_at(offset, buf).await
+    }
+
+    async fn read_vm_state(&self, buf: &mut [u8]) -> Result<(), Failure> {
+        self.read_state(buf).await
     }
 
     fn size(&self) -> u64 {

@@ -12,6 +12,10 @@ use std::rc::Rc;
 use super::contents::{Content, SECTOR, mix};
 use super::format::SnapshotEntry;
 
+/// How much of the state of a virtual machine is looked at, in sectors: with the smallest clusters one L2 table maps
+/// two thirds of it.
+pub const STATE_SECTORS: usize = 96;
+
 /// A moment in the model's own time.
 pub type Time = u32;
 
@@ -244,8 +248,21 @@ pub struct Frozen {
     pub size: u64,
     /// The disk's content.
     pub sectors: Vec<Content>,
-    /// The virtual machine's state, padded with zeros to whole sectors.
+    /// How long it says that the virtual machine's state is, in bytes.
+    pub vm_state_bytes: u64,
+    /// The beginning of what lies behind the disk: [`STATE_SECTORS`], or none where all of them are zeros.
     pub vm_state: Vec<Content>,
+}
+
+/// So many sectors of the state of a virtual machine as a [`Frozen`] keeps them.
+#[must_use]
+pub fn vm_state_of(mut sectors: Vec<Content>) -> Vec<Content> {
+    let used = sectors
+        .iter()
+        .rposition(|content| *content != Content::ZERO);
+    let length = used.map_or(0, |_| STATE_SECTORS);
+    sectors.resize(length, Content::ZERO);
+    sectors
 }
 
 /// One consistent state of a whole image.
@@ -255,20 +272,40 @@ pub struct World {
     pub size: u64,
     /// The disk's values.
     pub values: Values,
+    /// The values of the virtual machine's state, as many sectors as a [`Frozen`] keeps.
+    pub vm_state: Values,
     /// The snapshots, in the order of the table.
     pub snapshots: Vec<Rc<Frozen>>,
 }
 
 impl World {
-    /// A world with these contents and nothing in flight.
+    /// A world with these contents, no virtual machine's state, and nothing in flight.
     #[must_use]
     pub fn settled(size: u64, contents: Vec<Content>, snapshots: Vec<Rc<Frozen>>) -> Self {
         assert_eq!(contents.len() as u64, size / SECTOR as u64);
         Self {
             size,
             values: Values::exactly(contents),
+            vm_state: Values::default(),
             snapshots,
         }
+    }
+
+    /// The same with a virtual machine's state, of which this is the beginning.
+    #[must_use]
+    pub fn with_vm_state(self, sectors: Vec<Content>) -> Self {
+        Self {
+            vm_state: Values::exactly(vm_state_of(sectors)),
+            ..self
+        }
+    }
+
+    /// The virtual machine's state where it is not all zeros: values to write to.
+    fn vm_state_mut(&mut self) -> &mut Values {
+        if self.vm_state.sectors() == 0 {
+            self.vm_state = Values::exactly(vec![Content::ZERO; STATE_SECTORS]);
+        }
+        &mut self.vm_state
     }
 
     /// Whether an image of this size with these snapshots may be this world.
@@ -287,12 +324,15 @@ impl World {
             // Ids are unique, and the contents of one id are fixed by the worlds before.
             let name = frozen.id.bytes().chain(frozen.name.bytes());
             let state = name.fold(frozen.size, |state, byte| mix(state, byte.into()));
-            frozen
-                .sectors
-                .iter()
-                .fold(state, |state, content| mix(state, content.index() as u64))
+            let sectors = frozen.sectors.iter().chain(&frozen.vm_state);
+            sectors.fold(state, |state, content| mix(state, content.index() as u64))
         });
-        snapshots.fold(mix(self.size, self.values.hash()), mix)
+        let active = mix(self.size, self.values.hash());
+        let active = match self.vm_state.sectors() {
+            0 => active,
+            _ => mix(active, self.vm_state.hash()),
+        };
+        snapshots.fold(active, mix)
     }
 }
 
@@ -340,7 +380,9 @@ impl Model {
     /// Whether a guest has been promised everything that it did.
     #[must_use]
     pub fn is_settled(&self) -> bool {
-        self.world.values.is_settled() && self.before.is_empty() && self.next.is_none()
+        let world = &self.world;
+        let settled = world.values.is_settled() && world.vm_state.is_settled();
+        settled && self.before.is_empty() && self.next.is_none()
     }
 
     fn tick(&mut self) -> Time {
@@ -361,10 +403,22 @@ impl Model {
         Ticket(now)
     }
 
+    /// A write of these values to the virtual machine's state is issued.
+    pub fn issue_vm_state(&mut self, changes: &[(usize, Content)]) -> Ticket {
+        let now = self.tick();
+        for world in std::iter::once(&mut self.world).chain(&mut self.before) {
+            for (sector, content) in changes {
+                world.vm_state_mut().issue(*sector, *content, now);
+            }
+        }
+        Ticket(now)
+    }
+
     /// The write has completed.
     pub fn complete(&mut self, ticket: Ticket) {
         let now = self.tick();
         self.world.values.complete(ticket.0, now);
+        self.world.vm_state.complete(ticket.0, now);
     }
 
     /// The guest calls a flush.
@@ -375,6 +429,7 @@ impl Model {
     /// The flush has completed.
     pub fn flushed(&mut self, ticket: Ticket) {
         self.world.values.flushed(ticket.0);
+        self.world.vm_state.flushed(ticket.0);
         self.before.clear();
     }
 

@@ -115,10 +115,12 @@ impl Engine for QemuOrder {
             Request::Resize(size, _) => image.grow(*size),
             Request::Repair => Ok(()),
             Request::Close => image.close(),
-            Request::Commit
+            Request::WriteState(..)
+            | Request::Commit
             | Request::Rebase(_)
             | Request::Bitmap(_)
             | Request::Version(_)
+            | Request::Settle
             | Request::RefcountBits(_) => refused("none of that"),
         }
     }

@@ -3,9 +3,10 @@
 use std::rc::Rc;
 
 use super::bench::{Bench, Found};
-use super::contents::SECTOR;
+use super::contents::{Content, SECTOR};
 use super::engine::{Engine, Failure};
 use super::exec::now;
+use super::model::STATE_SECTORS;
 use super::script::{Meaning, Op, Request, Step, Steps, Success};
 
 /// A script as it is given on a command line.
@@ -171,11 +172,14 @@ impl<'b, E: Engine> Run<'b, E> {
         match &step.meaning {
             _ if !certain => {}
             Meaning::Changes(changes) => ticket = Some(bench.model.borrow_mut().issue(changes)),
+            Meaning::StateChanges(changes) => {
+                ticket = Some(bench.model.borrow_mut().issue_vm_state(changes));
+            }
             Meaning::Flush => ticket = Some(bench.model.borrow_mut().call_flush()),
             Meaning::Switch(world) => {
                 // A transaction from a settled image leaks nothing, whenever it is cut.
                 // What is written before it, as a guest writes, may be leaked.
-                let writes = matches!(step.request, Request::Rebase(_));
+                let writes = matches!(step.request, Request::Rebase(_) | Request::Version(2));
                 let limited = !bench.start.bitmaps_apart && !writes;
                 bench.limit_leaks(bench.count_leaks().filter(|_| limited));
                 bench.model.borrow_mut().begin_switch(world.clone());
@@ -193,7 +197,9 @@ impl<'b, E: Engine> Run<'b, E> {
             (Ok(()), _) => {
                 let mut model = bench.model.borrow_mut();
                 match (&step.meaning, ticket) {
-                    (Meaning::Changes(_), Some(ticket)) => model.complete(ticket),
+                    (Meaning::Changes(_) | Meaning::StateChanges(_), Some(ticket)) => {
+                        model.complete(ticket);
+                    }
                     (Meaning::Flush, Some(ticket)) => model.flushed(ticket),
                     (Meaning::Switch(_), _) => model.complete_switch(),
                     _ => {}
@@ -221,7 +227,7 @@ impl<'b, E: Engine> Run<'b, E> {
         }
     }
 
-    /// Reads all of the disk and compares.
+    /// Reads all of the disk and what is known of the state of a virtual machine, and compares.
     pub fn read_back(&self) {
         let (bench, Some(engine)) = (self.bench, &self.engine) else {
             return;
@@ -248,6 +254,29 @@ impl<'b, E: Engine> Run<'b, E> {
                 bench.complain("reads", what);
                 return;
             }
+        }
+        // Elsewhere the backing file shows in it.
+        let geometry = &bench.start.geometry;
+        if world.size.next_multiple_of(geometry.table_bytes) < geometry.backing_bytes {
+            return;
+        }
+        let mut bytes = vec![0; STATE_SECTORS * SECTOR];
+        if let Some(Ok(())) = now(engine.read_vm_state(&mut bytes)) {
+            let known = world.vm_state.latest_all();
+            let expected = known.into_iter().chain(std::iter::repeat(Content::ZERO));
+            for ((sector, bytes), expected) in bytes.chunks_exact(SECTOR).enumerate().zip(expected)
+            {
+                if table.bytes(expected) != bytes {
+                    let what = format!(
+                        "sector {sector} of the virtual machine's state reads {:x?}...",
+                        &bytes[..16]
+                    );
+                    bench.complain("reads", what);
+                    return;
+                }
+            }
+        } else {
+            bench.complain("reads", "the virtual machine's state cannot be read".into());
         }
     }
 

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::contents::{Content, Contents, SECTOR};
-use super::model::{Frozen, Values, World};
+use super::model::{Frozen, Values, World, vm_state_of};
 use super::starts::{Geometry, OTHER_BACKING, Start, stamp};
 
 /// One operation of a script. Places are in clusters, so that they mean the same for every cluster size.
@@ -81,6 +81,10 @@ pub enum Op {
     AmendNew,
     /// Gets refcounts of 32 bits.
     AmendWide,
+    /// The state of a virtual machine, where possible over the end of an L2 table; then a part of it once more.
+    WriteState,
+    /// Brings the refcounts back to where they stood.
+    Settle,
 }
 
 impl Op {
@@ -114,8 +118,8 @@ impl Op {
         Self::Reopen,
     ];
 
-    /// What is done to a whole image once in a while, by a program of its own: at most once in a script.
-    pub const WHOLE: [Self; 10] = [
+    /// What is done to a whole image once in a while, most of it by a program of its own: at most once in a script.
+    pub const WHOLE: [Self; 12] = [
         Self::Commit,
         Self::Rebase,
         Self::RebaseToNone,
@@ -126,6 +130,8 @@ impl Op {
         Self::AmendOld,
         Self::AmendNew,
         Self::AmendWide,
+        Self::WriteState,
+        Self::Settle,
     ];
 
     /// Whether the image is opened again after it: its backing file, or how its tables are read, is another.
@@ -158,6 +164,8 @@ pub enum Request {
     Write(u64, Vec<u8>),
     /// The same, compressed.
     WriteCompressed(u64, Vec<u8>),
+    /// Writes these bytes there in the state of a virtual machine.
+    WriteState(u64, Vec<u8>),
     /// Makes so many bytes there zeros; gives back clusters where the flag is set.
     Zeroes(u64, u64, bool),
     /// Discards so many bytes there.
@@ -186,6 +194,8 @@ pub enum Request {
     Version(u32),
     /// Has refcounts of so many bits.
     RefcountBits(u64),
+    /// Brings the refcounts back to where they stood when the image was opened.
+    Settle,
 }
 
 /// What is done to a bitmap.
@@ -214,6 +224,8 @@ pub const COPIED_BITMAP: &str = "copied";
 pub enum Meaning {
     /// The guest's sectors get these values.
     Changes(Vec<(usize, Content)>),
+    /// Those of the virtual machine's state do.
+    StateChanges(Vec<(usize, Content)>),
     /// What was completed before is durable afterwards.
     Flush,
     /// The whole image goes from the world as it is to this one.
@@ -344,7 +356,16 @@ impl<'a> Steps<'a> {
                 success: Success::Must,
             }],
             Op::Reopen => Vec::new(),
-            Op::Commit => self.same_content(world, Request::Commit),
+            Op::Commit => {
+                let mut steps = self.same_content(world, Request::Commit);
+                for step in &mut steps {
+                    if let Meaning::Switch(next) = &mut step.meaning {
+                        // Nothing is left in the image.
+                        next.vm_state = Values::default();
+                    }
+                }
+                steps
+            }
             Op::Rebase => self.same_content(world, Request::Rebase(Some(OTHER_BACKING))),
             Op::RebaseToNone => self.same_content(world, Request::Rebase(None)),
             Op::BitmapAdd => self.bitmaps(world, &[BitmapRequest::Add, BitmapRequest::Merge]),
@@ -362,6 +383,13 @@ impl<'a> Steps<'a> {
                     _ => Success::Must,
                 };
                 vec![self.same(world, Request::RefcountBits(32), success)]
+            }
+            Op::WriteState => self.write_state(world),
+            // There may be nothing to do, and then it flushes nothing.
+            Op::Settle => {
+                let mut steps = self.steps_of(Op::Flush, world);
+                steps.push(self.same(world, Request::Settle, Success::Must));
+                steps
             }
         }
     }
@@ -407,6 +435,43 @@ impl<'a> Steps<'a> {
                 Success::Must
             },
         }]
+    }
+
+    /// Writes the state of a virtual machine, where nothing of a backing file would show in it.
+    fn write_state(&mut self, world: &World) -> Vec<Step> {
+        let Geometry {
+            cluster_bytes,
+            table_bytes,
+            backing_bytes,
+            ..
+        } = self.geometry;
+        if world.size.next_multiple_of(table_bytes) < backing_bytes {
+            return Vec::new();
+        }
+        let sector = SECTOR as u64;
+        // Only the beginning of it is looked at.
+        let (at, length) = match table_bytes <= 64 * sector {
+            true => (table_bytes - cluster_bytes, 2 * cluster_bytes),
+            false => (sector, 2 * sector),
+        };
+        let ranges = [(at, at + length), (at + sector, at + 2 * sector)];
+        let steps = ranges.map(|(at, end)| {
+            let bytes = self.fresh(at, end);
+            let sectors = bytes.chunks_exact(SECTOR).zip(at as usize / SECTOR..);
+            let changes = sectors.map(|(bytes, sector)| {
+                let bytes = bytes.try_into().expect("a whole sector");
+                (sector, self.contents.intern_guest(bytes))
+            });
+            Step {
+                meaning: Meaning::StateChanges(changes.collect()),
+                request: Request::WriteState(at, bytes),
+                success: match self.geometry.has_data_file {
+                    true => Success::MustNot,
+                    false => Success::Must,
+                },
+            }
+        });
+        steps.into()
     }
 
     /// Makes a range zeros.
@@ -457,10 +522,10 @@ impl<'a> Steps<'a> {
 
     /// A transaction of which the guest sees nothing.
     fn same(&self, world: &World, request: Request, success: Success) -> Step {
-        let sectors = world.values.latest_all();
+        let next = settled(world, world.size, world.snapshots.clone());
         Step {
             request,
-            meaning: Meaning::Switch(World::settled(world.size, sectors, world.snapshots.clone())),
+            meaning: Meaning::Switch(next),
             success,
         }
     }
@@ -489,20 +554,23 @@ impl<'a> Steps<'a> {
             sector[..chunk.len()].copy_from_slice(chunk);
             self.contents.intern(&sector)
         });
-        let vm_state = padded.collect();
+        let vm_state = match state_bytes {
+            0 => world.vm_state.latest_all(),
+            _ => vm_state_of(padded.collect()),
+        };
         let name = format!("made {}", self.names);
         let used = world
             .snapshots
             .iter()
             .filter_map(|s| s.id.parse::<u64>().ok());
         let id = used.max().unwrap_or(0) + 1;
-        let sectors = world.values.latest_all();
-        let mut next = World::settled(world.size, sectors.clone(), world.snapshots.clone());
+        let mut next = settled(world, world.size, world.snapshots.clone());
         next.snapshots.push(Rc::new(Frozen {
             id: id.to_string(),
             name: name.clone(),
             size: world.size,
-            sectors,
+            sectors: world.values.latest_all(),
+            vm_state_bytes: state_bytes as u64,
             vm_state,
         }));
         Step {
@@ -522,7 +590,8 @@ impl<'a> Steps<'a> {
         let Some(frozen) = world.snapshots.first() else {
             return missing(Request::Apply("1".into()));
         };
-        let next = World::settled(frozen.size, frozen.sectors.clone(), world.snapshots.clone());
+        let next = World::settled(frozen.size, frozen.sectors.clone(), world.snapshots.clone())
+            .with_vm_state(frozen.vm_state.clone());
         // Version 2 keeps no size with a snapshot.
         let same_size = frozen.size == world.size;
         Step {
@@ -545,19 +614,24 @@ impl<'a> Steps<'a> {
         snapshots.retain(|other| other.id != id);
         Step {
             request: Request::Delete(id),
-            meaning: Meaning::Switch(World::settled(
-                world.size,
-                world.values.latest_all(),
-                snapshots,
-            )),
+            meaning: Meaning::Switch(settled(world, world.size, snapshots)),
             success: Success::Must,
         }
     }
 
     fn resize(&mut self, world: &World, size: u64, allocate: bool) -> Step {
-        let mut sectors = world.values.latest_all();
-        sectors.resize(size as usize / SECTOR, Content::ZERO);
-        let next = World::settled(size, sectors, world.snapshots.clone());
+        let table = self.geometry.table_bytes;
+        let mut next = settled(world, size, world.snapshots.clone());
+        // The virtual machine's state is cut off with the end of the disk, and begins behind the disk's last table.
+        let vm_state = match size < world.size {
+            true => Vec::new(),
+            false => {
+                let tables = size.div_ceil(table) - world.size.div_ceil(table);
+                let sectors = world.vm_state.latest_all().into_iter();
+                sectors.skip((tables * table) as usize / SECTOR).collect()
+            }
+        };
+        next = next.with_vm_state(vm_state);
         // Version 2 keeps no size with a snapshot, so that the disk's cannot change.
         let success = match self.geometry.version {
             2 if !world.snapshots.is_empty() => Success::MustNot,
@@ -599,6 +673,13 @@ impl<'a> Steps<'a> {
         }
         changes
     }
+}
+
+/// `world` with nothing in flight, at another size and with other snapshots.
+fn settled(world: &World, size: u64, snapshots: Vec<Rc<Frozen>>) -> World {
+    let mut sectors = world.values.latest_all();
+    sectors.resize(size as usize / SECTOR, Content::ZERO);
+    World::settled(size, sectors, snapshots).with_vm_state(world.vm_state.latest_all())
 }
 
 /// What must fail because what it names is not there.

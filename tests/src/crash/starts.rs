@@ -131,6 +131,7 @@ pub struct Geometry {
     pub table_bytes: u64,
     pub version: u32,
     pub has_backing: bool,
+    pub backing_bytes: u64,
     pub has_data_file: bool,
     /// Whether a cluster may have more than one reference.
     pub can_share: bool,
@@ -237,6 +238,7 @@ impl Start {
                 name: taken.name.clone(),
                 size: size(&taken.disk.sectors),
                 sectors: guest(&taken.disk.sectors),
+                vm_state_bytes: 0,
                 vm_state: Vec::new(),
             })
         };
@@ -270,6 +272,7 @@ impl Start {
                 table_bytes: cluster_bytes / entry_bytes * cluster_bytes,
                 version: layout.version,
                 has_backing: layout.backing.is_some(),
+                backing_bytes: backing_bytes.len() as u64,
                 has_data_file: layout.data_file.is_some(),
                 can_share: layout.refcount_order > 0,
             },

@@ -112,3 +112,23 @@ fn what_a_killed_process_has_cut_off_is_not_looked_for() {
     let result = Faults::default().one::<Oxcow>(&bench, &script, Fault::Kill, 20);
     assert!(result.is_ok(), "{}", result.unwrap_err());
 }
+
+/// What lies behind the disk is a part of every snapshot.
+#[test]
+fn the_state_of_a_virtual_machine_is_judged_as_the_disk_is() {
+    let script = [Op::WriteState, Op::Create, Op::WriteState, Op::Apply];
+    for start in [StartKind::Empty, StartKind::LargerClusters] {
+        let bench: Rc<Bench> = Bench::new(start);
+        let result = run::<Oxcow>(&bench, &script, 0);
+        assert!(result.is_ok(), "{}", result.unwrap_err());
+    }
+    let bench: Rc<Bench> = Bench::new(StartKind::Empty);
+    let without = knockout::without(OrderingPoint::CopyShared, || {
+        run::<Oxcow>(&bench, &script, 0)
+    });
+    let found = without.unwrap_err().to_string();
+    assert!(
+        found.contains("WriteState") && found.contains("S1"),
+        "{found}"
+    );
+}

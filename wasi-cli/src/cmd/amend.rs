@@ -203,7 +203,7 @@ fn amend(request: &Request, given: &str, list: &str, progress: &mut Progress) ->
     }
     let changes = changes(list)?;
     check(&image, &changes)?;
-    apply(request, given, image, &changes)?;
+    apply(request, given, image, &changes, progress)?;
     progress.finish();
     Ok(0)
 }
@@ -326,40 +326,52 @@ fn apply(
     given: &str,
     image: Image<FileStorage>,
     changes: &Changes,
+    progress: &mut Progress,
 ) -> Result<(), Failure> {
     let version = |image: &Image<FileStorage>| {
         let qcow2 = image.top().as_qcow2();
         qcow2.map_or(Version::V3, |qcow2| qcow2.header().version)
     };
     let downgrades = changes.version == Some(Version::V2) && version(&image) == Version::V3;
-    let header = AmendOptions {
+    let mut header = AmendOptions {
         version: changes.version.filter(|_| !downgrades),
         ..changes.header.clone()
     };
+    let mut size = changes.size;
     // An image that was amended is opened again for what comes next, and only for that.
     let mut image = Some(image);
+    if let (Some(keys), Some(unchanged)) = (&changes.keys, image.take()) {
+        let image = match header.version.take() {
+            None => unchanged,
+            version => {
+                block_on(unchanged.amend(&AmendOptions {
+                    version,
+                    ..AmendOptions::default()
+                }))?;
+                request.source.open_writable(given)?
+            }
+        };
+        keys.apply(&image, request.force).map_err(Failure::new)?;
+        // While it is open: the passphrase that opens it may be gone.
+        if let Some(size) = size.take() {
+            resize(&image, size)?;
+        }
+        open::close(&image, given)?;
+    }
     let mut open = || match image.take() {
         Some(image) => Ok(image),
+        None if changes.keys.is_some() => request.source.open_alone_writable(given),
         None => request.source.open_writable(given),
     };
     if header != AmendOptions::default() {
         block_on(open()?.amend(&header))?;
     }
-    if let Some(keys) = &changes.keys {
-        let image = open()?;
-        keys.apply(&image, request.force).map_err(Failure::new)?;
-        open::close(&image, given)?;
-    }
     if let Some(bits) = changes.refcount_bits {
         block_on(open()?.set_refcount_bits(bits))?;
     }
-    if let Some(size) = changes.size {
+    if let Some(size) = size {
         let image = open()?;
-        let options = ResizeOptions {
-            shrink: true,
-            ..ResizeOptions::default()
-        };
-        block_on(image.resize(size, &options))?;
+        resize(&image, size)?;
         open::close(&image, given)?;
     }
     if downgrades {
@@ -367,7 +379,15 @@ fn apply(
             version: Some(Version::V2),
             ..AmendOptions::default()
         };
-        block_on(open()?.amend(&header))?;
+        block_on(open()?.amend_with(&header, &mut |done, total| progress.at(done, total)))?;
     }
     Ok(())
+}
+
+fn resize(image: &Image<FileStorage>, size: u64) -> Result<(), Failure> {
+    let options = ResizeOptions {
+        shrink: true,
+        ..ResizeOptions::default()
+    };
+    Ok(block_on(image.resize(size, &options))?)
 }

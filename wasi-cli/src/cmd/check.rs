@@ -55,9 +55,6 @@ const CORRUPT: u8 = 2;
 const LEAKS: u8 = 3;
 const NO_CHECKS: u8 = 63;
 
-/// How often one problem is printed at most.
-const MOST_REPEATED: u64 = 1000;
-
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Report<'a> {
@@ -80,10 +77,7 @@ struct Printer;
 
 impl Watcher for Printer {
     fn problem(&mut self, problem: &Problem) {
-        // One for each table that shares it, as qemu-img does; an image can make that billions.
-        for _ in 0..problem.times.min(MOST_REPEATED) {
-            console::error_line(&problem.to_string());
-        }
+        open::tell(problem);
     }
 }
 
@@ -103,7 +97,7 @@ fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
     let given = source.operand(operands)?;
     let image = match mode {
         Some(_) => source.open_to_repair(&given)?,
-        None => source.open(&given)?,
+        None => source.open_to_check(&given)?,
     };
     let Some(qcow2) = image.top().as_qcow2() else {
         return Err(Failure::new("This image format does not support checks").with_code(NO_CHECKS));
@@ -168,7 +162,7 @@ fn parse_mode(value: &str) -> Result<RepairMode, Failure> {
 
 /// Prints what is wrong, and counts it.
 fn look(qcow2: &Qcow2<FileStorage>, given: &str) -> Result<CheckReport, Failure> {
-    block_on(check::check(qcow2, &mut Printer)).map_err(|error| failed(given, error))
+    block_on(check::check(qcow2, &mut Printer)).map_err(|error| failed(qcow2, given, error))
 }
 
 /// Repairs the image, and prints what was wrong and what was done about it.
@@ -177,19 +171,33 @@ fn repair(
     mode: RepairMode,
     given: &str,
 ) -> Result<RepairReport, Failure> {
-    let report = block_on(repair::repair(image, mode, &mut Printer))
-        .map_err(|error| failed(given, error))?;
+    let failed = |error: oxcow::Error| match image.top().as_qcow2() {
+        Some(qcow2) => failed(qcow2, given, error),
+        None => Failure::from(error),
+    };
+    let report = block_on(repair::repair(image, mode, &mut Printer)).map_err(failed)?;
     if report.found.is_clean() {
         // Opened for writing, so what an image says that this program does not know is said no more, though
         // there was nothing to repair.
-        block_on(image.flush()).map_err(|error| failed(given, error))?;
+        block_on(image.flush()).map_err(failed)?;
     }
     open::close(image, given)?;
     Ok(report)
 }
 
-fn failed(given: &str, error: oxcow::Error) -> Failure {
+fn failed(qcow2: &Qcow2<FileStorage>, given: &str, error: oxcow::Error) -> Failure {
     match error.place() {
+        // Only `-r all` gets past that.
+        Some(place) if place.structure == Structure::SnapshotTable => {
+            let words = error.to_string();
+            let hint = match words.contains("Too much extra metadata") {
+                true => open::REMOVE_EXTRA.to_owned(),
+                false => open::remove_overhanging(qcow2),
+            };
+            let program = crate::program();
+            console::error_line(&format!("{program}: ERROR {words}\n{hint}"));
+            Failure::new("Check failed: File too large")
+        }
         // What qemu-img looks at when it opens an image, and not when it checks it.
         Some(place) if place.structure == Structure::BitmapDirectory => {
             could_not_open(given, error)

@@ -202,7 +202,8 @@ fn create(request: &Request, format: &str, given: &str, size: Option<u64>) -> Re
     }
 }
 
-fn check_format(format: &str) -> Result<(), String> {
+/// Whether a file of the format can be created.
+pub fn check_format(format: &str) -> Result<(), String> {
     match format {
         // The protocol beneath every format makes the same file as raw.
         "raw" | "qcow2" | "luks" | "file" => Ok(()),

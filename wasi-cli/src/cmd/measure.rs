@@ -4,6 +4,7 @@ use oxcow::ClusterSize;
 use oxcow::measure::{self, Measured, Qcow2Target};
 use oxcow::qcow2::RefcountWidth;
 
+use super::create;
 use super::create_options::{self, CreateOptions};
 use super::{Command, Context, Output};
 use crate::args::Spec;
@@ -144,7 +145,11 @@ fn check_target_format(format: &str) -> Result<(), Failure> {
                 "Block driver '{format}' does not support size measurement"
             )))
         }
-        other => Err(Failure::new(format!("Unknown file format '{other}'"))),
+        other => {
+            let unknown = || format!("Unknown file format '{other}'");
+            let why = create::check_format(other).err();
+            Err(Failure::new(why.unwrap_or_else(unknown)))
+        }
     }
 }
 

@@ -94,8 +94,9 @@ fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
                 Action::Delete(wanted) => delete(&image, &wanted),
                 Action::List => Ok(()),
             };
+            let settled = outcome.and_then(|()| open::settle(&image, &given));
             let closed = open::close(&image, &given);
-            outcome.and(closed).map(|()| 0)
+            settled.and(closed).map(|()| 0)
         }
     }
 }

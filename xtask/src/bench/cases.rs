@@ -196,6 +196,13 @@ fn whole_disk() -> Vec<Case> {
             disks::raw,
             "convert -f raw -O qcow2 real.raw IMAGE",
         ),
+        // Without it qemu-img leaves the data to the system, which oxcow never does.
+        convert(
+            "convert raw to plain, flushed by both",
+            no_slower,
+            disks::raw,
+            "convert -t writeback -f raw -O qcow2 real.raw IMAGE",
+        ),
         convert(
             "convert raw to zlib",
             compress,
@@ -213,6 +220,21 @@ fn whole_disk() -> Vec<Case> {
             no_slower,
             disks::real,
             "convert -O qcow2 plain.qcow2 IMAGE",
+        ),
+        convert(
+            "convert raw to LUKS",
+            "",
+            disks::raw,
+            "convert --object secret,id=s,data=secret -f raw -O qcow2 \
+             -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 real.raw IMAGE",
+        ),
+        image(
+            "convert LUKS to raw",
+            "",
+            disks::luks,
+            disks::unconverted,
+            "convert --object secret,id=s,data=secret --image-opts -O raw \
+             driver=qcow2,file.filename=luks.qcow2,encrypt.key-secret=s out.raw",
         ),
         image(
             "compare plain with zlib",

@@ -43,6 +43,19 @@ impl<S: Storage> Image<S> {
     /// [`Error::Unsupported`] for what the image cannot have, or version 2 not say; those of
     /// [`flush`](Image::flush).
     pub async fn amend(&self, options: &AmendOptions) -> Result<()> {
+        self.amend_with(options, &mut |_, _| ()).await
+    }
+
+    /// As [`Self::amend`]; `progress` is told how many of how many L1 entries have been looked at for zero clusters.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`amend`](Self::amend).
+    pub async fn amend_with(
+        &self,
+        options: &AmendOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<()> {
         let Some(engine) = self.engine()? else {
             return Err(unsupported(
                 "Format driver 'raw' does not support option amendment",
@@ -51,8 +64,12 @@ impl<S: Storage> Image<S> {
         engine.check_amend(options)?;
         self.close().await?;
         let operation = async {
+            if options.version < Some(engine.qcow2.header().version) && options.version.is_some() {
+                engine.prepare().await?;
+                engine.expand_in_place().await?;
+            }
             let _held = Exclusive::new(&engine).await?;
-            engine.amend(options).await
+            engine.amend(options, progress).await
         };
         self.heed(operation).await
     }
@@ -118,7 +135,11 @@ impl<S: Storage> Engine<'_, S> {
         Ok(())
     }
 
-    async fn amend(&self, options: &AmendOptions) -> Result<()> {
+    async fn amend(
+        &self,
+        options: &AmendOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<()> {
         let old = self.qcow2.header().version;
         let version = options.version.unwrap_or(old);
         let mut shadow = Shadow::new(self);
@@ -143,7 +164,8 @@ impl<S: Storage> Engine<'_, S> {
             extensions.feature_names = extension::specified_names();
             self.rewrite_snapshots(&mut shadow).await?;
         } else if version < old {
-            self.downgrade(&mut shadow, &mut extensions).await?;
+            self.downgrade(&mut shadow, &mut extensions, progress)
+                .await?;
         }
         let raw = self.qcow2.raw_header();
         // What extensions stand where is another program's choice, as long as they say the same.
@@ -156,6 +178,8 @@ impl<S: Storage> Engine<'_, S> {
             shadow.patch = Some(patch);
         }
         shadow.finish().await?;
+        self.protect_metadata().await?;
+        self.settle().await?;
         self.state
             .stop(Error::Stopped("it has been amended".into()));
         Ok(())
@@ -164,9 +188,12 @@ impl<S: Storage> Engine<'_, S> {
     /// Snapshots say how large the disk was, in version 3.
     async fn rewrite_snapshots(&self, shadow: &mut Shadow<'_, '_, S>) -> Result<()> {
         let mut snapshots = self.qcow2.snapshots().to_vec();
-        match snapshots.is_empty() {
-            true => Ok(()),
-            false => self.write_snapshots(shadow, &mut snapshots).await,
+        match snapshots
+            .iter()
+            .any(|snapshot| snapshot.disk_size.is_none())
+        {
+            false => Ok(()),
+            true => self.write_snapshots(shadow, &mut snapshots).await,
         }
     }
 
@@ -175,12 +202,23 @@ impl<S: Storage> Engine<'_, S> {
         &self,
         shadow: &mut Shadow<'_, '_, S>,
         extensions: &mut Extensions,
+        progress: &mut dyn FnMut(u64, u64),
     ) -> Result<()> {
         self.drop_bitmaps(shadow, extensions).await?;
         extensions.feature_names = Vec::new();
+        let inactive = self
+            .qcow2
+            .snapshots()
+            .iter()
+            .map(|s| s.l1_entries)
+            .sum::<u32>();
+        let total = u64::from(inactive) + u64::from(shadow.header.l1_size);
         let mut expansion = Expansion {
             shadow,
             new_tables: HashMap::new(),
+            done: 0,
+            total,
+            progress,
         };
         let old = self.qcow2.root.borrow().l1.clone();
         let l1 = expansion.tree(&old).await?;
@@ -217,6 +255,48 @@ impl<S: Storage> Engine<'_, S> {
         header.autoclear_features = 0;
         header.compression_type = 0;
         Ok(())
+    }
+
+    /// Zero clusters in tables that are the active state's alone become what version 2 can say, as the guest would do
+    /// it: the disk reads the same all the while. What is left then is what snapshots have, too.
+    async fn expand_in_place(&self) -> Result<()> {
+        let _ranges = self.state.ranges.lock_all().await;
+        let format = self.qcow2.l2_format;
+        let size = format.cluster_size.bytes();
+        let all = format.granules(0, size);
+        let coverage = self.qcow2.header().l1_coverage();
+        let l1 = self.qcow2.root.borrow().l1.clone();
+        for (index, &entry) in (0..).zip(&l1) {
+            if entry & COPIED == 0 {
+                continue;
+            }
+            let Some((_, table)) = self.read_l2(entry).await? else {
+                continue;
+            };
+            for at in 0..table.len() {
+                let entry = table.entry(at);
+                let guest = index * coverage + at as u64 * size;
+                // What lies past the end of the disk shows when the disk grows, which the transaction sees to.
+                let end = (guest + size).min(self.qcow2.virtual_size());
+                if entry.is_compressed() || format.granule_masks(entry).1 != all || end <= guest {
+                    continue;
+                }
+                match self.shows_backing(guest) {
+                    true => self.write_zeros(guest, end).await?,
+                    false => self.link(guest, L2Entry::UNALLOCATED).await?,
+                }
+                self.commit_if_full().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a hole at `guest` would show something.
+    fn shows_backing(&self, guest: u64) -> bool {
+        match self.image.layers().get(1) {
+            Some(below) => guest < below.virtual_size(),
+            None => self.qcow2.backing().is_some(),
+        }
     }
 
     async fn drop_bitmaps(
@@ -258,6 +338,10 @@ struct Expansion<'r, 'e, 'a, S> {
     shadow: &'r mut Shadow<'e, 'a, S>,
     /// The places of L2 tables by those that they had: several L1 tables may refer to one.
     new_tables: HashMap<u64, u64>,
+    /// How many L1 entries have been looked at, and how many there are.
+    done: u64,
+    total: u64,
+    progress: &'r mut dyn FnMut(u64, u64),
 }
 
 impl<S: Storage> Expansion<'_, '_, '_, S> {
@@ -266,6 +350,8 @@ impl<S: Storage> Expansion<'_, '_, '_, S> {
         let mut new = Vec::with_capacity(l1.len());
         let coverage = self.shadow.engine.qcow2.header().l1_coverage();
         for (index, &entry) in (0..).zip(l1) {
+            self.done += 1;
+            (self.progress)(self.done, self.total);
             let Some((offset, table)) = self.shadow.engine.read_l2(entry).await? else {
                 new.push(entry);
                 continue;
@@ -302,7 +388,7 @@ impl<S: Storage> Expansion<'_, '_, '_, S> {
             if let Some(run) = table.references_of(index) {
                 self.shadow.add(run, -references).await?;
             }
-            let new = match self.shows_backing(guest + index as u64 * size) {
+            let new = match engine.shows_backing(guest + index as u64 * size) {
                 false => L2Entry::UNALLOCATED,
                 true => {
                     let run = self.shadow.allocate(1).await?;
@@ -325,14 +411,5 @@ impl<S: Storage> Expansion<'_, '_, '_, S> {
         self.shadow.add(new..new + 1, references - 1).await?;
         self.shadow.add(cluster..cluster + 1, -references).await?;
         Ok(copy)
-    }
-
-    /// Whether a hole at `guest` would show something.
-    fn shows_backing(&self, guest: u64) -> bool {
-        let engine = self.shadow.engine;
-        match engine.image.layers().get(1) {
-            Some(below) => guest < below.virtual_size(),
-            None => engine.qcow2.backing().is_some(),
-        }
     }
 }

@@ -63,7 +63,12 @@ impl<S: Storage> Engine<'_, S> {
             let kept = first.get(old).unwrap_or_default().to_vec();
             let name = name.unwrap_or(&kept);
             let start = header.header_length as usize;
-            if let Some((area, name_at)) = place(start, extensions, name, &first, &used) {
+            // With the table, if what it would be written over can be taken out first.
+            let ways = match without_names {
+                false => &[true][..],
+                true => &[true, false],
+            };
+            if let Some((area, name_at)) = place(start, extensions, ways, name, &first, &used) {
                 let end = area.len();
                 first[start..end].copy_from_slice(&area[start..]);
                 if end > sector {
@@ -121,10 +126,12 @@ impl<S: Storage> Engine<'_, S> {
 }
 
 /// The file's beginning with these extensions from `start` on and the name behind them, and the name's place, 0
-/// where there is none. Behind sector 0 nothing is changed that is used.
+/// where there is none. Behind sector 0 nothing is changed that is used. `ways` are whether to have the feature
+/// name table, the best first.
 fn place(
     start: usize,
     extensions: &Extensions,
+    ways: &[bool],
     name: &[u8],
     first: &[u8],
     used: &Used,
@@ -134,7 +141,11 @@ fn place(
         feature_names: Vec::new(),
         ..extensions.clone()
     };
-    for extensions in [extensions, &without_names] {
+    for &with_names in ways {
+        let extensions = match with_names {
+            true => extensions,
+            false => &without_names,
+        };
         let Some(bytes) = extensions.encode(first.len().saturating_sub(start)) else {
             continue;
         };

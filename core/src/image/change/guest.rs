@@ -307,10 +307,10 @@ impl<S: Storage> Engine<'_, S> {
         Ok(bytes.into())
     }
 
-    /// Reads what the guest sees, and zeros past the end of the disk.
+    /// Reads what was there, and zeros past the end of the disk.
     async fn read_old(&self, guest: u64, buf: &mut [u8]) -> Result<()> {
         let on_disk = self
-            .disk_bytes()
+            .end_behind(guest)
             .saturating_sub(guest)
             .min(buf.len() as u64);
         let (disk, past) = buf.split_at_mut(on_disk as usize);
@@ -319,13 +319,16 @@ impl<S: Storage> Engine<'_, S> {
     }
 
     async fn reads_as_zeros(&self, guest: u64, part: Part) -> Result<bool> {
-        let end = (guest + part.end).min(self.disk_bytes());
+        let end = (guest + part.end).min(self.end_behind(guest));
         self.image.known_zeros(guest + part.start, end).await
     }
 
-    /// The end of what the image may hold: the disk, or further out while what lies there is prepared.
-    fn disk_bytes(&self) -> u64 {
-        self.qcow2.virtual_size()
+    /// The end of what byte `guest` is a part of: the disk, or behind it the state of a virtual machine.
+    fn end_behind(&self, guest: u64) -> u64 {
+        match guest < self.qcow2.vm_state_start() {
+            true => self.qcow2.virtual_size(),
+            false => u64::MAX,
+        }
     }
 
     /// Commits early where too much waits for it.

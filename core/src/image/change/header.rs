@@ -89,6 +89,7 @@ impl<S: Storage> Engine<'_, S> {
             self.rebuild_refcounts().await?;
         }
         self.read_refcount_table().await?;
+        self.note_home();
         self.protect_metadata().await?;
         // Who does not know a bit of these clears it before the first change.
         let mut known = Autoclear::DATA_FILE_RAW.0;

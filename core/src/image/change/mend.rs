@@ -1,6 +1,9 @@
 //! What a repair needs of the engine: the image for itself, and the switch to what it has built. What it
 //! builds stands in [`crate::repair`].
 
+use std::rc::Rc;
+
+use crate::check::{Problem, Watcher};
 use crate::error::{Error, Place, Result, Structure};
 use crate::image::Image;
 use crate::image::change::Engine;
@@ -29,12 +32,34 @@ pub(super) fn check_writable(header: &Header) -> Result<()> {
     Ok(())
 }
 
+/// Passes on what is repaired in a dirty image.
+struct Told(Option<OnRepair>);
+
+impl Watcher for Told {
+    fn problem(&mut self, problem: &Problem) {
+        if let Some(tell) = &self.0 {
+            tell(problem);
+        }
+    }
+}
+
+/// Is told of every problem that is repaired before the first change of an image that is marked as dirty.
+pub type OnRepair = Rc<dyn Fn(&Problem)>;
+
 /// The image is nobody else's.
 pub(crate) struct ForRepair<'a> {
     _held: Exclusive<'a>,
 }
 
 impl<S: Storage> Image<S> {
+    /// Has `tell` called when the image turns out to be marked as dirty with the first change of it, with every
+    /// problem that is repaired then.
+    pub fn on_repair(&self, tell: &OnRepair) {
+        if let Some(state) = &self.changing {
+            state.on_repair.replace(Some(tell.clone()));
+        }
+    }
+
     /// The engine, for a repair.
     pub(crate) fn repair_engine(&self) -> Result<Engine<'_, S>> {
         self.engine()?
@@ -106,6 +131,7 @@ impl<'a, S: Storage> Engine<'a, S> {
         if let Some(snapshots) = snapshots {
             self.qcow2.adopt_snapshots(snapshots);
         }
+        self.qcow2.meta.borrow_mut().excess = Default::default();
         self.state.packing.set(None);
         self.qcow2.tables.clear();
         self.qcow2.clusters.borrow_mut().clear();
@@ -121,7 +147,8 @@ impl<'a, S: Storage> Engine<'a, S> {
 
     /// Makes the refcounts of a dirty image right (M8). The image is held.
     pub(super) async fn rebuild_refcounts(&self) -> Result<()> {
-        let (report, refcounts_hold) = repair_held(self, RepairMode::All, &mut ()).await?;
+        let mut told = Told(self.state.on_repair.borrow().clone());
+        let (report, refcounts_hold) = repair_held(self, RepairMode::All, &mut told).await?;
         if report.found.check_errors > 0 || !refcounts_hold {
             return Err(Error::corrupt(
                 "Could not repair dirty image",

@@ -16,6 +16,7 @@ mod detach;
 mod empty;
 mod guest;
 mod header;
+mod home;
 mod hydrate;
 mod io;
 #[cfg(feature = "encryption")]
@@ -33,6 +34,7 @@ pub(crate) mod state;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod vm_state;
 mod width;
 mod zero;
 
@@ -53,6 +55,7 @@ use before::BeforeChange;
 pub(crate) use detach::NeededBy;
 #[cfg(feature = "encryption")]
 pub use keys::KeyChange;
+pub use mend::OnRepair;
 use refcounts::Refcounts;
 use state::Changing;
 
@@ -91,10 +94,18 @@ pub enum Preallocation {
     Off,
     /// Tables, and clusters for all data without writing them.
     Metadata,
-    /// As `Metadata`, with the file as long as it will get.
+    /// As `Metadata`, with room for every data cluster: a storage has no other way to make sure of that than to
+    /// write zeros.
     Falloc,
     /// As `Metadata`, with zeros written to every data cluster.
     Full,
+}
+
+impl Preallocation {
+    /// Whether there is to be room in the storage for all data.
+    pub(crate) fn reserves(self) -> bool {
+        matches!(self, Self::Falloc | Self::Full)
+    }
 }
 
 /// How a disk is resized.

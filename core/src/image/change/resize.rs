@@ -14,6 +14,9 @@ use crate::qcow2::{Autoclear, COPIED, Encryption, MAX_L1_BYTES, Version};
 use crate::storage::Storage;
 use crate::units::{GuestOffset, HostOffset, SECTOR};
 
+/// How many zeros are written at a time.
+const ZEROS: u64 = 256 << 10;
+
 impl<S: Storage> Image<S> {
     /// Makes the disk `size` bytes long: a multiple of 512, but for a raw image. New bytes read as zeros, but
     /// for those of a plain LUKS image, which were never encrypted. Two flushes, where nothing else waits for
@@ -59,11 +62,10 @@ impl<S: Storage> Image<S> {
         raw.set_len(size).await.map_err(failed)?;
         if preallocation != Preallocation::Off {
             // The one way to have space that a storage offers.
-            const PIECE: u64 = 256 << 10;
-            let zeros = vec![0; PIECE as usize];
+            let zeros = vec![0; ZEROS as usize];
             let mut at = old;
             while at < size {
-                let piece = (size - at).min(PIECE) as usize;
+                let piece = (size - at).min(ZEROS) as usize;
                 let written = raw.write(GuestOffset(at), &zeros[..piece]).await;
                 written.map_err(failed)?;
                 at += piece as u64;
@@ -148,6 +150,14 @@ impl<S: Storage> Engine<'_, S> {
             file.storage.set_len(old).await.map_err(failed)?;
             file.storage.set_len(size).await.map_err(failed)?;
             self.state.data_unflushed.set(true);
+            // Encrypted zeros are written cluster by cluster.
+            let encrypted = self.qcow2.header().encryption != Encryption::None;
+            let mut at = if encrypted { size } else { old };
+            while preallocation.reserves() && at < size {
+                let piece = vec![0; (size - at).min(ZEROS) as usize];
+                file.storage.write_at(at, &piece).await.map_err(failed)?;
+                at += piece.len() as u64;
+            }
         }
         Ok(())
     }
@@ -215,11 +225,16 @@ impl<S: Storage> Engine<'_, S> {
 
     /// Cuts off the free clusters at the end of the file. The header no longer needs them, durably.
     pub(super) async fn cut_file(&self) -> Result<()> {
+        self.cut_file_to(0).await
+    }
+
+    /// The same of what lies behind byte `length`.
+    pub(super) async fn cut_file_to(&self, length: u64) -> Result<()> {
         let blocks = self.state.refcounts.borrow().table.len() as u64;
         for index in (0..blocks).rev() {
             self.load_block(index).await?;
             if let Some(last) = self.last_used_in(index) {
-                let end = (last + 1) * self.cluster_bytes();
+                let end = ((last + 1) * self.cluster_bytes()).max(length);
                 if end < self.state.physical_len.get() {
                     self.set_len(end).await?;
                     self.qcow2.file_len.set(end);
@@ -277,7 +292,12 @@ async fn prepare_table<S: Storage>(
     while cluster < guest.end {
         let index = (cluster % coverage / size) as usize;
         let before = table.entry(index);
-        let after = if cluster < guest.start {
+        // Where the disk ended within a cluster that nothing is in, this is preallocated too.
+        let whole = cluster >= guest.start
+            || preallocation != Preallocation::Off
+                && before == L2Entry::UNALLOCATED
+                && engine.image.known_zeros(cluster, guest.start).await?;
+        let after = if !whole {
             zero_tail(shadow, cluster, guest.start, before).await?
         } else if preallocation == Preallocation::Off {
             zero_cluster(shadow, cluster).await?
@@ -411,7 +431,7 @@ impl Places {
             let virgin_from = engine.state.virgin_from.get();
             self.free = shadow.allocate(wanted.min(Self::MOST)).await?;
             let start = self.free.start * size;
-            if preallocation == Preallocation::Full || start < virgin_from || encrypted {
+            if preallocation.reserves() || start < virgin_from || encrypted {
                 let zeros = vec![0; size as usize];
                 for (index, place) in self.free.clone().enumerate() {
                     let host = HostOffset(place * size);

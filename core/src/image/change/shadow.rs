@@ -36,6 +36,8 @@ pub(crate) struct Shadow<'e, 'a, S> {
     /// The refcount table as it will be, but for the new homes.
     table: Vec<u64>,
     table_home: Option<Range<u64>>,
+    /// Free clusters that the table and the first block that changes are to have.
+    pub wanted: Option<(Range<u64>, Range<u64>)>,
     hint: u64,
 }
 
@@ -53,6 +55,7 @@ impl<'e, 'a, S: Storage> Shadow<'e, 'a, S> {
             homeless: Vec::new(),
             table: refcounts.table.clone(),
             table_home: None,
+            wanted: None,
             hint: refcounts.hint(),
         }
     }
@@ -146,10 +149,16 @@ impl<'e, 'a, S: Storage> Shadow<'e, 'a, S> {
                 run = free..free + 1;
             }
         }
-        self.engine.check_unprotected(run.clone())?;
         if run.start == self.hint || count == 1 {
             self.hint = run.end;
         }
+        self.claim(run).await
+    }
+
+    /// Takes clusters that are free in both states; one reference each in the new state.
+    async fn claim(&mut self, run: Range<u64>) -> Result<Range<u64>> {
+        self.engine.check_unprotected(run.clone())?;
+        // They may lie behind what has been cut off since.
         let end = run.end * self.engine.cluster_bytes();
         self.engine.qcow2.reaches(end);
         self.engine.no_longer_virgin(end);
@@ -290,7 +299,10 @@ impl<'e, 'a, S: Storage> Shadow<'e, 'a, S> {
                     }
                     Some(too_small) => self.add(too_small, -1).await?,
                 }
-                self.table_home = Some(self.allocate(needed).await?);
+                self.table_home = Some(match self.wanted.clone() {
+                    Some((table, _)) => self.claim(table).await?,
+                    None => self.allocate(needed).await?,
+                });
                 continue;
             }
             let Some(index) = self.homeless.pop() else {
@@ -304,7 +316,10 @@ impl<'e, 'a, S: Storage> Shadow<'e, 'a, S> {
             if old != 0 {
                 self.add(old / size..old / size + 1, -1).await?;
             }
-            let home = self.allocate(1).await?;
+            let home = match self.wanted.take() {
+                Some((_, block)) => self.claim(block).await?,
+                None => self.allocate(1).await?,
+            };
             self.homes.insert(index, home.start * size);
         }
         for (index, home) in &self.homes {

@@ -155,7 +155,7 @@ impl<S: Storage> Engine<'_, S> {
         for entry in l1.iter_mut().take(shared) {
             *entry = share_table(&mut shadow, *entry).await?;
         }
-        // The active state gets a table of its own; COPIED is clear in both (M2).
+        // The active state has a table of its own; COPIED is clear in both (M2).
         let state = store_vm_state(&mut shadow, &l1, &new.vm_state).await?;
         let snapshot_l1 = crate::qcow2::bytes::be64_bytes(&state);
         let l1_offset = match state.is_empty() {
@@ -166,7 +166,9 @@ impl<S: Storage> Engine<'_, S> {
                     .await?
             }
         };
-        shadow.replace_l1(&l1).await?;
+        if l1 != self.qcow2.root.borrow().l1 {
+            shadow.replace_l1(&l1).await?;
+        }
         let id = next_id(&snapshots);
         snapshots.push(Snapshot {
             stored: StoredNames::new(&id, &new.name),
@@ -382,6 +384,7 @@ async fn store_vm_state<S: Storage>(
     let format = engine.qcow2.l2_format;
     let header = engine.qcow2.header();
     l1.truncate(header.l1_entries_for(header.size) as usize);
+    let mut guest = engine.qcow2.vm_state_start();
     let size = format.cluster_size.len();
     let all = format.granules(0, size as u64);
     for chunk in state.chunks(size * format.entries() as usize) {
@@ -391,9 +394,8 @@ async fn store_vm_state<S: Storage>(
             let host = HostOffset(clusters.start * size as u64);
             let mut cluster = data.to_vec();
             cluster.resize(size, 0);
-            shadow
-                .write("Could not write VM state", host.0, &cluster)
-                .await?;
+            engine.write_content(guest, host, &cluster).await?;
+            guest += size as u64;
             let mut entry = format.data_entry(host, all, 0);
             entry.descriptor &= !COPIED;
             format.set_entry(&mut table, index, entry);

@@ -10,6 +10,8 @@ use crate::image::activity::Activity;
 use crate::image::change::IoCounts;
 use crate::image::change::before::BeforeChange;
 use crate::image::change::bitmaps::Tracking;
+use crate::image::change::home::Home;
+use crate::image::change::mend::OnRepair;
 use crate::image::change::refcounts::Refcounts;
 use crate::image::lock::{Access, RangeGuard, RangeLock};
 use crate::image::ordering::{OrderingPoint, upheld};
@@ -64,6 +66,10 @@ pub(crate) struct Changing {
     pub pinned: RefCell<Vec<String>>,
     /// Whether the backing file has been dropped since the image was opened.
     pub detached: Cell<bool>,
+    /// Who is told of what is repaired in a dirty image.
+    pub on_repair: RefCell<Option<OnRepair>>,
+    /// Where the refcounts stood before the first change, and how long the file was.
+    pub home: Cell<Option<(Home, u64)>>,
     /// The guest's operations that are under way.
     pub activity: Activity,
 }
@@ -125,6 +131,8 @@ impl Changing {
             watchers: RefCell::default(),
             pinned: RefCell::default(),
             detached: Cell::new(false),
+            on_repair: RefCell::default(),
+            home: Cell::new(None),
             activity: Activity::default(),
         }
     }

@@ -10,9 +10,10 @@ use std::task::{Context, Poll, Waker};
 use futures_util::FutureExt;
 
 use super::{NewSnapshot, ResizeOptions, ZeroMode};
-use crate::create::{CreateOptions, create};
+use crate::create::{CreateOptions, NewEncryption, create};
+use crate::crypto::Passphrase;
 use crate::error::{Error, Result};
-use crate::image::{Image, OpenOptions};
+use crate::image::{Image, OpenOptions, VmStateOffset};
 use crate::storage::{MemoryStorage, Storage, give_way};
 use crate::units::GuestOffset;
 use crate::{DenyAll, File};
@@ -187,8 +188,9 @@ fn two_flushes_and_one_where_no_table_changes() {
 }
 
 /// Operations in which anything can be given up half way.
-const OPERATIONS: [&str; 9] = [
-    "allocate", "copy", "compress", "zero", "discard", "flush", "create", "apply", "resize",
+const OPERATIONS: [&str; 10] = [
+    "allocate", "copy", "compress", "zero", "discard", "state", "flush", "create", "apply",
+    "resize",
 ];
 
 async fn operation(image: &Image<Slow>, name: &str) -> Result<()> {
@@ -206,6 +208,7 @@ async fn operation(image: &Image<Slow>, name: &str) -> Result<()> {
                 .await
         }
         "discard" => image.discard(GuestOffset(512), 1024).await,
+        "state" => image.write_vm_state(VmStateOffset(700), &[8; 900]).await,
         "flush" => image.flush().await,
         "create" => image
             .create_snapshot(&NewSnapshot::default())
@@ -344,6 +347,138 @@ fn read_only_images_refuse_every_change() {
     }
 }
 
+/// What a virtual machine's state reads as, from `offset` on.
+fn state(image: &Image<Slow>, offset: u64, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0xee; length];
+    now(image.read_vm_state(VmStateOffset(offset), &mut bytes)).unwrap();
+    bytes
+}
+
+#[test]
+fn a_machine_state_is_written_behind_the_disk_by_a_longer_l1_table() {
+    let storage = new_image();
+    let image = open(&storage);
+    now(image.write_at(GuestOffset(0), &[1; DISK])).unwrap();
+    now(image.flush()).unwrap();
+    let entries = || image.top().as_qcow2().unwrap().header().l1.entries;
+    assert_eq!(entries(), 1);
+    assert_eq!(state(&image, 0, 600), [0; 600]);
+    // The table is grown by a transaction, two flushes; the write itself is the guest's kind.
+    let write = |at: u64, byte: u8, length: usize| {
+        let image = &image;
+        async move {
+            let data = vec![byte; length];
+            image.write_vm_state(VmStateOffset(at), &data).await
+        }
+    };
+    assert_eq!(flushes(&image, write(DISK as u64 - 100, 2, 200)), 2);
+    assert_eq!(entries(), 3);
+    assert_eq!(flushes(&image, write(10, 3, 100)), 0, "long enough");
+    now(image.close()).unwrap();
+    assert_clean(&storage);
+    let image = open(&storage);
+    assert_eq!(content(&image), [1; DISK]);
+    let mut expected = vec![0; 2 * DISK];
+    expected[DISK - 100..DISK + 100].fill(2);
+    expected[10..110].fill(3);
+    assert_eq!(state(&image, 0, 2 * DISK), expected);
+    // A part of a cluster that a snapshot shares: the rest of it is copied.
+    now(image.create_snapshot(&NewSnapshot::default())).unwrap();
+    now(image.write_vm_state(VmStateOffset(60), &[4; 20])).unwrap();
+    let kept = expected.clone();
+    expected[60..80].fill(4);
+    assert_eq!(state(&image, 0, 2 * DISK), expected);
+    now(image.close()).unwrap();
+    assert_clean(&storage);
+    now(image.apply_snapshot("1")).unwrap();
+    assert_eq!(state(&image, 0, 2 * DISK), kept);
+    // A disk that needs more of the L1 table: nothing of the state shows in it.
+    now(image.resize(DISK as u64 + 1024, &ResizeOptions::default())).unwrap();
+    assert_eq!(content(&image)[DISK..], [0; 1024]);
+    now(image.close()).unwrap();
+    assert_clean(&storage);
+}
+
+#[test]
+fn a_snapshot_without_a_machine_state_brings_a_shorter_l1_table_back() {
+    let storage = new_image();
+    let image = open(&storage);
+    now(image.create_snapshot(&NewSnapshot::default())).unwrap();
+    now(image.write_vm_state(VmStateOffset(0), &[7; 4 * DISK])).unwrap();
+    assert_eq!(state(&image, 3 * DISK as u64, 600), [7; 600]);
+    now(image.apply_snapshot("1")).unwrap();
+    assert_eq!(state(&image, 0, 4 * DISK), [0; 4 * DISK]);
+    now(image.close()).unwrap();
+    assert_clean(&storage);
+}
+
+#[test]
+fn a_machine_state_ends_where_an_l1_table_or_a_file_does() {
+    let storage = new_image();
+    let image = open(&storage);
+    let write = |at| now(image.write_vm_state(VmStateOffset(at), &[1; 512]));
+    // An L1 table has at most 4194304 entries, of 32 KiB here.
+    let too_long = write(4_194_304 * DISK as u64).unwrap_err();
+    assert!(
+        matches!(&too_long, Error::Io { source, .. } if source.kind() == io::ErrorKind::FileTooLarge),
+        "{too_long:?}"
+    );
+    let last = (1 << 63) - (1 << 30) - DISK as u64;
+    assert!(matches!(write(last), Err(Error::OutOfRange(_))));
+    assert!(matches!(write(u64::MAX), Err(Error::OutOfRange(_))));
+    assert_eq!(state(&image, last - 512, 512), [0; 512]);
+    let read = now(image.read_vm_state(VmStateOffset(last), &mut [0; 512]));
+    assert!(matches!(read, Err(Error::OutOfRange(_))));
+    now(image.write_at(GuestOffset(0), &[1; 512])).unwrap();
+    now(image.close()).unwrap();
+    assert_clean(&storage);
+}
+
+#[test]
+#[cfg(feature = "encryption")]
+fn a_machine_state_is_encrypted_as_the_disk_is() {
+    let storage = Slow::default();
+    let options = CreateOptions {
+        size: DISK as u64,
+        cluster_size: CLUSTER as u64,
+        encryption: Some(NewEncryption::Aes),
+        ..CreateOptions::default()
+    };
+    now(create(&storage, None, &options)).unwrap();
+    let open = |writable| {
+        let file = File {
+            storage: storage.clone(),
+            name: "image".into(),
+        };
+        let options = OpenOptions {
+            writable,
+            passphrases: vec![Some(Passphrase::new(b"secret".to_vec()))],
+            ..OpenOptions::default()
+        };
+        now(Image::open(file, &options, &DenyAll::default())).unwrap()
+    };
+    let image = open(true);
+    let (given, written) = ([0x5a; 1000], [0xa5; 700]);
+    let snapshot = NewSnapshot {
+        vm_state: given.to_vec(),
+        ..NewSnapshot::default()
+    };
+    now(image.create_snapshot(&snapshot)).unwrap();
+    now(image.write_vm_state(VmStateOffset(100), &written)).unwrap();
+    assert_eq!(state(&image, 100, 700), written);
+    now(image.close()).unwrap();
+    let mut reader = open(false);
+    assert_eq!(state(&reader, 100, 700), written);
+    now(reader.use_snapshot("1")).unwrap();
+    assert_eq!(state(&reader, 0, 1000), given);
+    let length = now(storage.len()).unwrap();
+    let mut file = vec![0; length as usize];
+    now(storage.read_at(0, &mut file)).unwrap();
+    for plain in [[0x5a; 16], [0xa5; 16]] {
+        assert!(!file.windows(16).any(|bytes| bytes == plain), "{plain:?}");
+    }
+}
+
 #[test]
 fn a_machine_state_is_kept_behind_the_disk() {
     let storage = new_image();
@@ -370,9 +505,9 @@ fn a_machine_state_is_kept_behind_the_disk() {
     .unwrap();
     now(reader.use_snapshot(&id)).unwrap();
     let mut read = vec![0; state.len()];
-    now(reader.read_vm_state(0, &mut read)).unwrap();
+    now(reader.read_vm_state(VmStateOffset(0), &mut read)).unwrap();
     assert_eq!(read, state);
-    assert!(now(reader.read_vm_state(1, &mut read)).is_err());
+    assert!(now(reader.read_vm_state(VmStateOffset(1), &mut read)).is_err());
     // Gone back to, the active state has the machine state too, and the next snapshot one of its own.
     now(image.apply_snapshot(&id)).unwrap();
     let second = now(image.create_snapshot(&snapshot)).unwrap();

@@ -180,7 +180,7 @@ impl<S: Storage> Engine<'_, S> {
         Ok(())
     }
 
-    async fn write_zeros(&self, start: u64, end: u64) -> Result<()> {
+    pub(super) async fn write_zeros(&self, start: u64, end: u64) -> Result<()> {
         let zeros = vec![0; (end - start).min(ZEROS as u64) as usize];
         let mut at = start;
         while at < end {

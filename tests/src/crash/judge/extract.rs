@@ -8,7 +8,7 @@ use super::wrong;
 use crate::crash::contents::{Bytes, Content, SECTOR};
 use crate::crash::format::{Header, incompatible};
 use crate::crash::machine::FileId;
-use crate::crash::model::{Frozen, World};
+use crate::crash::model::{Frozen, STATE_SECTORS, World, vm_state_of};
 
 /// A sector's content: one that has a number, or one that was decompressed and may not have one yet.
 #[derive(Clone, Copy)]
@@ -21,6 +21,7 @@ pub enum Found {
 pub struct Unnumbered {
     size: u64,
     sectors: Vec<Found>,
+    vm_state: Vec<Found>,
     snapshots: Vec<UnnumberedSnapshot>,
 }
 
@@ -29,6 +30,7 @@ struct UnnumberedSnapshot {
     name: String,
     size: u64,
     sectors: Vec<Found>,
+    vm_state_bytes: u64,
     vm_state: Vec<Found>,
 }
 
@@ -43,17 +45,19 @@ impl Unnumbered {
             contents.collect()
         };
         let sectors = all(self.sectors);
+        let vm_state = all(self.vm_state);
         let snapshots = self.snapshots.into_iter().map(|snapshot| {
             Rc::new(Frozen {
                 id: snapshot.id,
                 name: snapshot.name,
                 size: snapshot.size,
                 sectors: all(snapshot.sectors),
-                vm_state: all(snapshot.vm_state),
+                vm_state_bytes: snapshot.vm_state_bytes,
+                vm_state: vm_state_of(all(snapshot.vm_state)),
             })
         });
         let snapshots = snapshots.collect();
-        World::settled(self.size, sectors, snapshots)
+        World::settled(self.size, sectors, snapshots).with_vm_state(vm_state)
     }
 }
 
@@ -67,26 +71,39 @@ impl Walk<'_, '_> {
         let roots = std::mem::take(&mut self.map.roots);
         let count = |bytes: u64| bytes as usize / SECTOR;
         let sectors = self.disk(&header, &roots[0], 0, count(header.size), below, &mut new)?;
+        let vm_state = self.vm_state(&header, &roots[0], &mut new)?;
         let mut snapshots = Vec::new();
         for (root, entry) in roots[1..].iter().zip(&entries) {
-            let table_bytes = header.cluster_bytes() * header.l2_entries();
-            let state_at = root.size.div_ceil(table_bytes) as usize;
-            let state = entry.vm_state_bytes.div_ceil(SECTOR as u64) as usize;
             snapshots.push(UnnumberedSnapshot {
                 id: entry.id.clone(),
                 name: entry.name.clone(),
                 size: root.size,
                 sectors: self.disk(&header, root, 0, count(root.size), below, &mut new)?,
-                vm_state: self.disk(&header, root, state_at, state, Below::NOTHING, &mut new)?,
+                vm_state_bytes: entry.vm_state_bytes,
+                vm_state: self.vm_state(&header, root, &mut new)?,
             });
         }
         self.map.roots = roots;
         let world = Unnumbered {
             size: header.size,
             sectors,
+            vm_state,
             snapshots,
         };
         Ok((world, new))
+    }
+
+    fn vm_state(
+        &mut self,
+        header: &Header,
+        root: &Root,
+        new: &mut Vec<Bytes>,
+    ) -> Judged<Vec<Found>> {
+        let first = root.vm_state_at(header);
+        match first < root.entries {
+            true => self.disk(header, root, first, STATE_SECTORS, Below::NOTHING, new),
+            false => Ok(Vec::new()),
+        }
     }
 
     fn disk(

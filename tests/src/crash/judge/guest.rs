@@ -8,7 +8,7 @@ use super::{Judged, wrong};
 use crate::crash::contents::{Content, SECTOR, mix};
 use crate::crash::format::{Header, SnapshotEntry, incompatible};
 use crate::crash::machine::FileId;
-use crate::crash::model::{Values, World};
+use crate::crash::model::{STATE_SECTORS, Values, World};
 
 /// The most combinations of the sectors of one compressed cluster that are decompressed.
 const MOST_COMBINATIONS: usize = 1 << 12;
@@ -101,26 +101,31 @@ impl Walk<'_, '_> {
         roots: &[Root],
     ) -> Judged {
         self.check_disk(header, &roots[0], 0, &world.values, below)?;
+        self.check_vm_state(header, &roots[0], &world.vm_state)?;
         for ((root, frozen), entry) in roots[1..].iter().zip(&world.snapshots).zip(snapshots) {
             if root.size != frozen.size {
                 return wrong("S1", format!("snapshot {} has another size", frozen.id));
             }
             self.check_disk(header, root, 0, &Constant(&frozen.sectors), below)?;
-            // The virtual machine's state begins where the disk's last table ends.
-            let table_bytes = header.cluster_bytes() * header.l2_entries();
-            let state_at = root.size.div_ceil(table_bytes) as usize;
-            if entry.vm_state_bytes.div_ceil(SECTOR as u64) != frozen.vm_state.len() as u64 {
+            if entry.vm_state_bytes != frozen.vm_state_bytes {
                 return wrong("S1", format!("snapshot {} has another state", frozen.id));
             }
-            self.check_disk(
-                header,
-                root,
-                state_at,
-                &Constant(&frozen.vm_state),
-                Below::NOTHING,
-            )?;
+            self.check_vm_state(header, root, &Constant(&frozen.vm_state))?;
         }
         Ok(())
+    }
+
+    /// Compares the virtual machine's state: where nothing is legal but zeros, `legal` has no sectors.
+    fn check_vm_state(&mut self, header: &Header, root: &Root, legal: &impl Legal) -> Judged {
+        const NONE: Constant<'_> = Constant(&[Content::ZERO; STATE_SECTORS]);
+        let first = root.vm_state_at(header);
+        if !legal.only().is_empty() {
+            self.check_disk(header, root, first, legal, Below::NOTHING)
+        } else if first < root.entries {
+            self.check_disk(header, root, first, &NONE, Below::NOTHING)
+        } else {
+            Ok(())
+        }
     }
 
     /// Compares what the tables from entry `first` of a root's L1 table on map with what is legal.

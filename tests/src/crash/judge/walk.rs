@@ -98,6 +98,14 @@ pub struct Root {
     pub size: u64,
 }
 
+impl Root {
+    /// The entry at which the virtual machine's state begins: where the disk's last table ends.
+    pub fn vm_state_at(&self, header: &Header) -> usize {
+        let table_bytes = header.cluster_bytes() * header.l2_entries();
+        self.size.div_ceil(table_bytes) as usize
+    }
+}
+
 /// What the image does not hold itself.
 #[derive(Clone, Copy, Debug)]
 pub struct Below<'a> {

@@ -180,7 +180,7 @@ fn copy_all(
 /// The options of the target to be created.
 fn target_options(context: &Context<'_>, request: &Request) -> Result<CreateOptions, Failure> {
     let format = request.format();
-    target::check_format(format).map_err(Failure::new)?;
+    create::check_format(format).map_err(Failure::new)?;
     // A name that can be none of a new file is told before the options are read.
     create::file_name(&request.target).map_err(Failure::new)?;
     let mut options = match request.options.as_deref().unwrap_or("") {

@@ -9,6 +9,7 @@ pub use pace::Pace;
 pub use snapshot::Snapshot;
 pub use target::new_target;
 
+use super::create;
 use super::create_options;
 use super::{Command, Context};
 use crate::args::Spec;
@@ -157,7 +158,7 @@ fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
     let list = request.options.as_deref().unwrap_or("");
     if create_options::asks_for_help(list) {
         let format = request.format();
-        target::check_format(format).map_err(Failure::new)?;
+        create::check_format(format).map_err(Failure::new)?;
         create_options::print_help(format, !request.target.is_empty());
         return Ok(0);
     }

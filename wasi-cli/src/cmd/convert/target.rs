@@ -11,15 +11,6 @@ use crate::name::Name;
 use crate::open::{self, Handling, Source, could_not_open};
 use crate::secret::KeySecret;
 
-/// Whether a file of the format can be created.
-pub fn check_format(format: &str) -> Result<(), String> {
-    match format {
-        // The protocol beneath every format makes the same file as raw.
-        "raw" | "qcow2" | "luks" | "file" => Ok(()),
-        other => Err(format!("Unknown file format '{other}'")),
-    }
-}
-
 /// Creates the target that `options` describe, all zeros; an error is its words without the name.
 pub fn create(
     request: &Request,

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use oxcow::GuestOffset;
+use oxcow::{GuestOffset, VmStateOffset};
 
 use super::commands::{Given, IoCommand};
 use super::request::{self, End, Figures, Refusal, Shape, Span, number, pattern};
@@ -101,18 +101,20 @@ fn for_pieces(
 ) -> Result<(), Refusal> {
     let Request { span, vm_state, .. } = *request;
     if vm_state {
-        return Err(Refusal::NotSupported);
-    }
-    if !span.is_inside(open.image.virtual_size()) {
+        request::check_vm_state(open, span)?;
+    } else if !span.is_inside(open.image.virtual_size()) {
         return Err(Refusal::Io);
-    }
-    if open.opening.copy_on_read {
+    } else if open.opening.copy_on_read {
         copy_up(open, span)?;
     }
     let mut buf = Vec::new();
     for piece in span.full_pieces() {
         buf.resize(piece.length as usize, 0);
-        block_on(open.image.read_at(GuestOffset(piece.offset), &mut buf))?;
+        let offset = piece.offset;
+        match vm_state {
+            true => block_on(open.image.read_vm_state(VmStateOffset(offset), &mut buf))?,
+            false => block_on(open.image.read_at(GuestOffset(offset), &mut buf))?,
+        }
         each(piece.offset - span.offset, &buf);
     }
     Ok(())

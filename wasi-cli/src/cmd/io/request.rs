@@ -2,13 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use oxcow::{Error, Structure};
+use oxcow::{Error, Structure, VmStateOffset};
 
 use super::commands::{Given, IoCommand};
-use super::session::{Done, Session};
+use super::session::{Done, Open, Session};
 use super::units;
 use crate::args::Spec;
 use crate::failure::in_short;
+use crate::file::block_on;
 use crate::{outln, size};
 
 /// The longest request: what fits a signed 32-bit number in whole sectors.
@@ -180,6 +181,20 @@ impl Span {
     }
 }
 
+/// Whether an image can have all of `span` in the state of a virtual machine.
+pub fn check_vm_state(open: &Open, span: Span) -> Result<(), Refusal> {
+    if open.image.top().as_qcow2().is_none() {
+        return Err(Refusal::NotSupported);
+    }
+    // Nothing is read there; but it must be a place.
+    let end = span.offset.saturating_add(span.length);
+    let end = block_on(open.image.read_vm_state(VmStateOffset(end), &mut []));
+    end.map_err(|error| match error {
+        Error::OutOfRange(_) => Refusal::Io,
+        error => error.into(),
+    })
+}
+
 /// How the figures of a request are printed.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Figures {
@@ -235,6 +250,8 @@ pub enum Refusal {
     Invalid,
     /// The format cannot do it.
     NotSupported,
+    /// It would need larger tables than there can be.
+    TooLarge,
     /// It would turn the image into something else.
     NotPermitted,
     /// The engine could not do it.
@@ -255,6 +272,7 @@ impl Refusal {
             Self::Io | Self::Engine(_) => "Input/output error",
             Self::Invalid => "Invalid argument",
             Self::NotSupported => "Operation not supported",
+            Self::TooLarge => "File too large",
             Self::NotPermitted => "Operation not permitted",
         }
         .to_owned();

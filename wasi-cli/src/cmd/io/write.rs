@@ -1,10 +1,11 @@
 //! Commands that change the disk.
 
+use std::io::ErrorKind;
 use std::time::Instant;
 
 use oxcow::probe::{PROBE_BYTES, Probed, probe};
 use oxcow::qcow2::Version;
-use oxcow::{ExtentKind, Format, GuestOffset, ResizeOptions, ZeroMode};
+use oxcow::{Error, ExtentKind, Format, GuestOffset, ResizeOptions, VmStateOffset, ZeroMode};
 
 use super::commands::{Given, IoCommand};
 use super::request::{self, End, Figures, Refusal, Shape, Span, number, pattern, system_words};
@@ -81,7 +82,7 @@ impl Pattern {
 enum What {
     Data(Pattern),
     Compressed(Pattern),
-    VmState,
+    VmState(Pattern),
     Zeroes {
         mode: ZeroMode,
         /// Whether it is to fail rather than write zeros out.
@@ -181,7 +182,7 @@ impl Request {
             ZeroMode::Keep
         };
         let what = match (vm_state, zeroes, compressed) {
-            (true, ..) => What::VmState,
+            (true, ..) => What::VmState(fill),
             (_, true, _) => What::Zeroes { mode, only_fast },
             (.., true) => What::Compressed(fill),
             _ => What::Data(fill),
@@ -196,7 +197,7 @@ impl Request {
 
     fn run(&self, open: &Open) -> Result<(), Refusal> {
         let (image, span) = (&open.image, self.span);
-        if !matches!(self.what, What::VmState) && !span.is_inside(image.virtual_size()) {
+        if !matches!(self.what, What::VmState(_)) && !span.is_inside(image.virtual_size()) {
             return Err(Refusal::Io);
         }
         match &self.what {
@@ -208,7 +209,7 @@ impl Request {
                 }
                 block_on(image.write_zeroes(GuestOffset(span.offset), span.length, *mode))?;
             }
-            What::VmState => return Err(Refusal::NotSupported),
+            What::VmState(pattern) => write_vm_state(open, span, pattern)?,
         }
         if self.to_disk || open.opening.cache.write_through {
             block_on(image.flush())?;
@@ -226,6 +227,23 @@ fn write_data(open: &Open, span: Span, pattern: &Pattern) -> Result<(), Refusal>
             check_stays_raw(open, piece.offset as usize, &buf)?;
         }
         block_on(open.image.write_at(GuestOffset(piece.offset), &buf))?;
+    }
+    Ok(())
+}
+
+fn write_vm_state(open: &Open, span: Span, pattern: &Pattern) -> Result<(), Refusal> {
+    request::check_vm_state(open, span)?;
+    let mut buf = Vec::new();
+    for piece in span.pieces() {
+        buf.resize(piece.length as usize, 0);
+        pattern.fill(piece.offset - span.offset, &mut buf);
+        let offset = VmStateOffset(piece.offset);
+        block_on(open.image.write_vm_state(offset, &buf)).map_err(|error| match error {
+            Error::Io { source, .. } if source.kind() == ErrorKind::FileTooLarge => {
+                Refusal::TooLarge
+            }
+            error => error.into(),
+        })?;
     }
     Ok(())
 }
