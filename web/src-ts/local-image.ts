@@ -175,7 +175,8 @@ export class LocalImage implements DiskImage {
   }
 
   async readInto(offset: Size, into: Uint8Array, options: { signal?: AbortSignal } = {}): Promise<void> {
-    if (this.#readNow(offset, into, options) || (await this.#readNext(offset, into, options))) return;
+    // A call that has to wait takes its place behind the others at once.
+    if (this.#isFree && (this.#readNow(offset, into, options) || (await this.#readNext(offset, into, options)))) return;
     into.set(await this.#read(offset, into.length, options));
   }
 
