@@ -3,9 +3,9 @@
 //!
 //! Two more are dealt with elsewhere. WASI cannot ask where a file has holes, so the judge is shown files that
 //! have none ([`crate::recipe::fill_holes`]), but for `measure`, where ours counts what is in a raw file and the
-//! judge is shown one with holes in place of zeros ([`crate::recipe::dig_holes`]). And where a snapshot's disk is larger or smaller than the active
-//! one, `convert -l` and `measure -l` of the judge cut or pad it to the active size, while ours give all of
-//! it: the judge reverts a copy to the snapshot then ([`crate::compare::reverted`]).
+//! judge is shown one with holes in place of zeros ([`crate::recipe::dig_holes`]). And where a snapshot's disk is
+//! larger or smaller than the active one, `convert -l` and `measure -l` of the judge cut or pad it to the active
+//! size, while ours give all of it: the judge reverts a copy to the snapshot then ([`crate::compare::reverted`]).
 
 /// An allowed difference, made equal by rewriting lines of both outputs.
 pub struct Allowed {

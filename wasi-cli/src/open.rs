@@ -532,23 +532,24 @@ impl Resolver for SandboxResolver {
 
 /// Writes out what an image that was changed still owes its file. Only then the work is done.
 pub fn close(image: &Image<FileStorage>, given: &str) -> Result<(), Failure> {
-    if image.marked_corrupt().is_some() {
-        return Ok(()); // Nothing more is written to it, and that was told.
-    }
-    block_on(image.close()).map_err(|error| {
-        Failure::new(format!(
-            "Could not close '{given}': {}",
-            failure::in_short(error)
-        ))
-    })
+    finish(image, given, image.close())
 }
 
 /// Leaves the refcounts where qemu-img does.
 pub fn settle(image: &Image<FileStorage>, given: &str) -> Result<(), Failure> {
+    finish(image, given, image.settle())
+}
+
+/// Does the last of an image, unless it is marked as corrupt: nothing more is written to it then, and that was told.
+fn finish(
+    image: &Image<FileStorage>,
+    given: &str,
+    last: impl Future<Output = oxcow::Result<()>>,
+) -> Result<(), Failure> {
     if image.marked_corrupt().is_some() {
         return Ok(());
     }
-    block_on(image.settle()).map_err(|error| {
+    block_on(last).map_err(|error| {
         Failure::new(format!(
             "Could not close '{given}': {}",
             failure::in_short(error)

@@ -194,7 +194,7 @@ export class LocalImage implements DiskImage {
 
   /** As `#readNow`, after the turn of the event loop that stood in the way. */
   async #readNext(offset: Size, into: Uint8Array, options: { signal?: AbortSignal }): Promise<boolean> {
-    return this.#isFree && (await this.#run((engine) => engine.turnIfDue())) && this.#readNow(offset, into, options);
+    return (await this.#run((engine) => engine.turnIfDue())) && this.#readNow(offset, into, options);
   }
 
   #read(offset: Size, length: number, options: { signal?: AbortSignal }): Promise<Uint8Array> {

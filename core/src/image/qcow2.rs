@@ -333,7 +333,6 @@ impl<S: Storage> Qcow2<S> {
             .iter()
             .map(|snapshot| snapshot.encode(size).len() as u64);
         meta.snapshot_table_bytes = lengths.sum();
-        meta.excess = Rc::default();
         meta.snapshots = snapshots.into();
     }
 

@@ -64,7 +64,8 @@ impl<S: Storage> Image<S> {
         engine.check_amend(options)?;
         self.close().await?;
         let operation = async {
-            if options.version < Some(engine.qcow2.header().version) && options.version.is_some() {
+            let now = engine.qcow2.header().version;
+            if options.version.is_some_and(|version| version < now) {
                 engine.prepare().await?;
                 engine.expand_in_place().await?;
             }

@@ -64,11 +64,8 @@ impl<S: Storage> Engine<'_, S> {
             let name = name.unwrap_or(&kept);
             let start = header.header_length as usize;
             // With the table, if what it would be written over can be taken out first.
-            let ways = match without_names {
-                false => &[true][..],
-                true => &[true, false],
-            };
-            if let Some((area, name_at)) = place(start, extensions, ways, name, &first, &used) {
+            let placed = place(start, extensions, without_names, name, &first, &used);
+            if let Some((area, name_at)) = placed {
                 let end = area.len();
                 first[start..end].copy_from_slice(&area[start..]);
                 if end > sector {
@@ -126,12 +123,12 @@ impl<S: Storage> Engine<'_, S> {
 }
 
 /// The file's beginning with these extensions from `start` on and the name behind them, and the name's place, 0
-/// where there is none. Behind sector 0 nothing is changed that is used. `ways` are whether to have the feature
-/// name table, the best first.
+/// where there is none. Behind sector 0 nothing is changed that is used. Where there is no place for the feature
+/// name table, it is left out if `may_drop_names`.
 fn place(
     start: usize,
     extensions: &Extensions,
-    ways: &[bool],
+    may_drop_names: bool,
     name: &[u8],
     first: &[u8],
     used: &Used,
@@ -141,11 +138,10 @@ fn place(
         feature_names: Vec::new(),
         ..extensions.clone()
     };
-    for &with_names in ways {
-        let extensions = match with_names {
-            true => extensions,
-            false => &without_names,
-        };
+    for extensions in [extensions]
+        .into_iter()
+        .chain(may_drop_names.then_some(&without_names))
+    {
         let Some(bytes) = extensions.encode(first.len().saturating_sub(start)) else {
             continue;
         };

@@ -152,11 +152,14 @@ impl<S: Storage> Engine<'_, S> {
             self.state.data_unflushed.set(true);
             // Encrypted zeros are written cluster by cluster.
             let encrypted = self.qcow2.header().encryption != Encryption::None;
-            let mut at = if encrypted { size } else { old };
-            while preallocation.reserves() && at < size {
-                let piece = vec![0; (size - at).min(ZEROS) as usize];
-                file.storage.write_at(at, &piece).await.map_err(failed)?;
-                at += piece.len() as u64;
+            if preallocation.reserves() && !encrypted {
+                let zeros = vec![0; ZEROS as usize];
+                let mut at = old;
+                while at < size {
+                    let piece = &zeros[..(size - at).min(ZEROS) as usize];
+                    file.storage.write_at(at, piece).await.map_err(failed)?;
+                    at += piece.len() as u64;
+                }
             }
         }
         Ok(())
