@@ -243,12 +243,12 @@ mod tests {
     use crate::chain::{DenyAll, File};
     use crate::image::OpenOptions;
     use crate::probe::Format;
-    use crate::storage::MemoryStorage;
+    use crate::storage::{AnyStorage, MemoryStorage};
     use futures_util::FutureExt;
 
-    fn raw(bytes: Vec<u8>) -> Image<MemoryStorage> {
+    fn raw(bytes: Vec<u8>) -> Image<AnyStorage> {
         let file = File {
-            storage: MemoryStorage::new(bytes),
+            storage: AnyStorage::new(MemoryStorage::new(bytes)),
             name: "disk".into(),
         };
         let options = OpenOptions {

@@ -210,6 +210,7 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
+    use crate::storage::AnyStorage;
     use crate::{DenyAll, File, Format, MemoryStorage, OpenOptions};
 
     fn cluster(bytes: u64) -> ClusterSize {
@@ -265,7 +266,7 @@ mod tests {
         let mut bytes = vec![0; 4 << 20];
         let required = |bytes: &[u8]| {
             let file = File {
-                storage: MemoryStorage::new(bytes.to_vec()),
+                storage: AnyStorage::new(MemoryStorage::new(bytes.to_vec())),
                 name: "raw".into(),
             };
             let options = OpenOptions {

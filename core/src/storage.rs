@@ -1,11 +1,16 @@
 //! What the engine stands on: a resizable array of bytes, and the one barrier there is.
 
 use std::io;
+use std::rc::Rc;
 
+mod any;
+mod buffer;
 mod sparse;
 mod turn;
 mod windowed;
 
+pub use any::AnyStorage;
+pub(crate) use buffer::Buffer;
 pub use sparse::SparseMemory;
 pub use turn::give_way;
 pub use windowed::{WindowOptions, WindowedStorage};
@@ -78,6 +83,37 @@ pub struct Stretch {
 
 /// A storage that somebody else owns.
 impl<S: Storage + ?Sized> Storage for &S {
+    async fn len(&self) -> io::Result<u64> {
+        (**self).len().await
+    }
+
+    async fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        (**self).read_at(offset, buf).await
+    }
+
+    async fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        (**self).write_at(offset, data).await
+    }
+
+    async fn set_len(&self, len: u64) -> io::Result<()> {
+        (**self).set_len(len).await
+    }
+
+    async fn flush(&self) -> io::Result<()> {
+        (**self).flush().await
+    }
+
+    fn queue_depth(&self) -> usize {
+        (**self).queue_depth()
+    }
+
+    async fn stretch_at(&self, offset: u64, max: u64) -> io::Result<Stretch> {
+        (**self).stretch_at(offset, max).await
+    }
+}
+
+/// A storage that several own.
+impl<S: Storage + ?Sized> Storage for Rc<S> {
     async fn len(&self) -> io::Result<u64> {
         (**self).len().await
     }

@@ -5,6 +5,10 @@ use std::fmt;
 /// Bytes in the sector that qcow2 counts compressed data in, and the atom of a crash (ORDERING: storage contract).
 pub const SECTOR: u64 = 512;
 
+/// The end of the furthest byte that there may be in a file or on a disk: QEMU counts in signed 64-bit numbers and
+/// keeps off their end.
+pub(crate) const MAX_END: u64 = (1 << 63) - (1 << 30);
+
 macro_rules! offset_type {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*

@@ -198,10 +198,10 @@ mod tests {
     use crate::DenyAll;
     use crate::create::{CreateOptions, create};
     use crate::probe::Format;
-    use crate::storage::MemoryStorage;
+    use crate::storage::{AnyStorage, MemoryStorage};
     use crate::units::GuestOffset;
 
-    async fn image() -> Image<MemoryStorage> {
+    async fn image() -> Image<AnyStorage> {
         let storage = MemoryStorage::default();
         let options = CreateOptions {
             size: 1 << 20,
@@ -210,7 +210,7 @@ mod tests {
         };
         create(&storage, None, &options).await.unwrap();
         let file = File {
-            storage,
+            storage: AnyStorage::new(storage),
             name: "disk".into(),
         };
         let options = OpenOptions {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use crate::normalise::normalise;
 use crate::oracle::{self, Tool};
@@ -106,6 +107,8 @@ impl Question {
 /// The judge's output of a command that writes a file, made at most once.
 #[must_use]
 pub fn expected_file(dir: &Path, args: &impl Fn(&str) -> Vec<String>) -> PathBuf {
+    /// Two tests may want the same file, and neither may read what the other's command has half written.
+    static MAKING: Mutex<()> = Mutex::new(());
     let file = dir.join(".answers").join(format!(
         "{}.raw",
         fingerprint(&(args("-"), oracle::version()))
@@ -113,6 +116,7 @@ pub fn expected_file(dir: &Path, args: &impl Fn(&str) -> Vec<String>) -> PathBuf
     if !file.exists() {
         fs::create_dir_all(dir.join(".answers")).expect("the target folder can be written");
     }
+    let _made_by_one = MAKING.lock();
     let _ = oracle::ask(Tool::Img, dir, &args(&relative(dir, &file)));
     file
 }

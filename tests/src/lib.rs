@@ -5,7 +5,6 @@
 //! images field by field, `real_disk.rs` builds a disk with partitions and file systems, and `safety.rs` looks at the
 //! safety report.
 
-pub mod any_storage;
 pub mod compare;
 pub mod crash;
 pub mod cut;

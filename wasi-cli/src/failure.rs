@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::rc::Rc;
 
+use oxcow::error::Structure;
 use oxcow::{Corruption, Error, OnCorruption};
 
 use crate::console;
@@ -149,6 +150,22 @@ pub fn in_short(error: Error) -> Error {
 /// The same of an error that somebody else keeps.
 pub fn words(error: &Error) -> String {
     after_corruption(error).map_or_else(|| error.to_string(), str::to_owned)
+}
+
+/// The system's word for what QEMU calls a snapshot whose L1 table cannot be where it should; `None` of other errors.
+pub fn of_snapshot_table(error: &Error) -> Option<&'static str> {
+    let Error::Corrupt { what, place } = error else {
+        return None;
+    };
+    match (place.structure, what.to_string()) {
+        (Structure::L1Table, what) if what == "Snapshot L1 table too large" => {
+            Some("File too large")
+        }
+        (Structure::L1Table, what) if what == "Snapshot L1 table offset invalid" => {
+            Some("Invalid argument")
+        }
+        _ => None,
+    }
 }
 
 fn after_corruption(error: &Error) -> Option<&'static str> {

@@ -1,5 +1,9 @@
 //! Files: positional reads and writes at the lowest level there is, always complete when they return.
 
+mod behind;
+mod holes;
+mod system;
+
 use std::cell::{Cell, RefCell};
 use std::fs::{self, OpenOptions, TryLockError};
 use std::future::Future;
@@ -9,8 +13,12 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
 use oxcow::Storage;
+use oxcow::storage::Stretch;
 
 use crate::scratch::Scratch;
+use behind::Behind;
+use holes::Holes;
+pub use system::Identity;
 
 /// Runs a future whose every storage is a [`FileStorage`]: it never has to wait for anything.
 pub fn block_on<F: Future>(future: F) -> F::Output {
@@ -34,6 +42,8 @@ pub fn block_on_between<F: Future>(future: F, mut between: impl FnMut()) -> F::O
 #[derive(Debug)]
 pub struct FileStorage {
     file: Content,
+    holes: Holes,
+    behind: Behind,
     /// Takes everything that is written, so that the file stays as it is.
     scratch: Option<RefCell<Scratch>>,
     /// Whether a flush is to reach the disk.
@@ -55,13 +65,6 @@ pub enum Lock {
     Exclusive,
     /// Those who read.
     Shared,
-}
-
-/// What tells one file from another, whatever it is called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Identity {
-    device: u64,
-    node: u64,
 }
 
 impl FileStorage {
@@ -98,6 +101,8 @@ impl FileStorage {
     pub fn zeros(length: u64) -> Self {
         Self {
             file: Content::Zeros(Cell::new(length)),
+            holes: Holes::default(),
+            behind: Behind::default(),
             scratch: None,
             durable: false,
         }
@@ -180,6 +185,8 @@ pub fn read_start(path: &str, most: u64) -> io::Result<Vec<u8>> {
 fn open_by_any_name(path: &str, options: &OpenOptions) -> io::Result<FileStorage> {
     by_any_name(path, |path| options.open(path)).map(|file| FileStorage {
         file: Content::File(file),
+        holes: Holes::default(),
+        behind: Behind::default(),
         scratch: None,
         durable: true,
     })
@@ -339,6 +346,11 @@ impl Storage for FileStorage {
                 Err(error) => return Err(known_words(error)),
             }
         }
+        if self.durable
+            && let Some(range) = self.behind.written(offset, data.len() as u64)
+        {
+            system::begin_to_write_down(file, range);
+        }
         Ok(())
     }
 
@@ -364,98 +376,16 @@ impl Storage for FileStorage {
         }
         Ok(())
     }
-}
 
-#[cfg(unix)]
-mod system {
-    use std::fs::File;
-    use std::io;
-    use std::os::unix::fs::{FileExt, MetadataExt};
-
-    pub fn read_at(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        file.read_at(buf, offset)
-    }
-
-    pub fn write_at(file: &File, data: &[u8], offset: u64) -> io::Result<usize> {
-        file.write_at(data, offset)
-    }
-
-    pub fn allocated(file: &File) -> Option<u64> {
-        // stat counts blocks of 512 bytes, whatever the file system's own are.
-        file.metadata().ok().map(|metadata| metadata.blocks() * 512)
-    }
-
-    pub fn identity(file: &File) -> Option<super::Identity> {
-        let metadata = file.metadata().ok()?;
-        Some(super::Identity {
-            device: metadata.dev(),
-            node: metadata.ino(),
+    async fn stretch_at(&self, offset: u64, max: u64) -> io::Result<Stretch> {
+        Ok(match &self.file {
+            Content::File(file) if self.scratch.is_none() => {
+                self.holes.stretch_at(file, offset, max)
+            }
+            _ => Stretch {
+                length: max,
+                zero: false,
+            },
         })
-    }
-}
-
-#[cfg(target_os = "wasi")]
-mod system {
-    use std::fs::File;
-    use std::io;
-    use std::os::fd::AsRawFd;
-
-    fn error(errno: wasi::Errno) -> io::Error {
-        io::Error::from_raw_os_error(errno.raw().into())
-    }
-
-    pub fn read_at(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        let iovecs = [wasi::Iovec {
-            buf: buf.as_mut_ptr(),
-            buf_len: buf.len(),
-        }];
-        // SAFETY: the descriptor is open as long as `file` is, and the one vector is exactly `buf`.
-        unsafe { wasi::fd_pread(file.as_raw_fd() as wasi::Fd, &iovecs, offset) }.map_err(error)
-    }
-
-    pub fn write_at(file: &File, data: &[u8], offset: u64) -> io::Result<usize> {
-        let iovecs = [wasi::Ciovec {
-            buf: data.as_ptr(),
-            buf_len: data.len(),
-        }];
-        // SAFETY: the descriptor is open as long as `file` is, and the one vector is exactly `data`.
-        unsafe { wasi::fd_pwrite(file.as_raw_fd() as wasi::Fd, &iovecs, offset) }.map_err(error)
-    }
-
-    pub fn allocated(_file: &File) -> Option<u64> {
-        None
-    }
-
-    pub fn identity(file: &File) -> Option<super::Identity> {
-        // SAFETY: the descriptor is open as long as `file` is.
-        let stat = unsafe { wasi::fd_filestat_get(file.as_raw_fd() as wasi::Fd) }.ok()?;
-        // A runtime that has no numbers gives all files the same.
-        (stat.ino != 0).then_some(super::Identity {
-            device: stat.dev,
-            node: stat.ino,
-        })
-    }
-}
-
-#[cfg(windows)]
-mod system {
-    use std::fs::File;
-    use std::io;
-    use std::os::windows::fs::FileExt;
-
-    pub fn read_at(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        file.seek_read(buf, offset)
-    }
-
-    pub fn write_at(file: &File, data: &[u8], offset: u64) -> io::Result<usize> {
-        file.seek_write(data, offset)
-    }
-
-    pub fn allocated(_file: &File) -> Option<u64> {
-        None
-    }
-
-    pub fn identity(_file: &File) -> Option<super::Identity> {
-        None
     }
 }

@@ -169,6 +169,19 @@ fn under(options: &mut Options, prefix: &str) -> Options {
         .collect()
 }
 
+/// Whether QEMU would look at the L2 tables of snapshots before it writes.
+pub fn looks_at_inactive_l2(settings: &Options) -> bool {
+    let last = settings
+        .iter()
+        .rev()
+        .find_map(|(key, value)| match &key[..] {
+            "overlap-check.inactive-l2" => Some(matches!(&value[..], "on" | "yes" | "true" | "y")),
+            "overlap-check" | "overlap-check.template" => Some(value == "all"),
+            _ => None,
+        });
+    last.unwrap_or(false)
+}
+
 /// Whether a qcow2 image with clusters of `cluster` bytes could be tuned so.
 pub fn check_settings(settings: &Options, cluster: u64) -> Result<(), String> {
     let get = |key: &str| {

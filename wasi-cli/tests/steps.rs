@@ -446,3 +446,83 @@ fn secrets_that_are_encrypted_themselves() {
     }
     alike("secrets", &script);
 }
+
+#[test]
+fn tables_stand_where_people_look_for_them() {
+    alike(
+        "places",
+        r#"
+        words() { od -A x -t x8 --endian=big -j $1 -N $2 -w16 a; }
+        places() {
+            echo "$1"
+            words 0x28 32
+            for at in 0x20000 0x30000 0x40000; do words $at 32; done
+            # The snapshot's L1 table, in which COPIED means nothing, and the snapshot table up to the date.
+            words 0x70000 16 | sed 's/ 8/ 0/g'
+            words 0x80000 16
+            qemu-img check a
+        }
+        qemu-img create -q -f qcow2 a 64M
+        qemu-io -c 'write -q -P 1 0 128k' a
+        qemu-img snapshot -c one a; places created
+        qemu-io -c 'write -q -P 2 0 512' a; places written
+        qemu-img snapshot -a one a; qemu-io -c 'read -q -P 1 0 128k' a
+        qemu-img snapshot -d one a; words 0x28 8; qemu-img check a
+        qemu-img create -q -f qcow2 -o cluster_size=2M a 2T
+        for granularity in 512 2M 64k; do
+            qemu-img bitmap --add -g $granularity a b$granularity
+            qemu-img measure -O qcow2 -f raw a | grep fully
+        done
+        qemu-img check a"#,
+    );
+}
+
+#[test]
+fn what_a_killed_writer_leaves_with_lazy_refcounts() {
+    alike(
+        "lazy",
+        "
+        lazily() { killed -c 'reopen -o lazy-refcounts=on' \"$@\"; }
+        killed() { (qemu-io \"$@\" -c 'write -P 90 0 128k' -c flush -c 'sigraise 9' a; :) 2> /dev/null; }
+        look() { dd if=a bs=1 skip=79 count=1 2> /dev/null | od -An -tx1; qemu-img check a; }
+        new() { qemu-img create -q -f qcow2 -o lazy_refcounts=$1 a 128M; }
+        new on; qemu-io -c 'write -P 90 0 128k' a; look
+        new on; lazily; look; qemu-io -r -c 'read -P 90 0 128k' a; look
+        cp a b; qemu-img check -r all a; look; qemu-io -c 'read -P 90 0 128k' a
+        cp b a; qemu-io -c 'write 64k 64k' -c 'write 1M 64k' a; qemu-img check a | grep errors
+        new on; qemu-io -c 'write 0 1M' a; lazily -c 'write 50M 2M'; look
+        new off; killed; look
+        new off; lazily; look
+        new on; killed -c 'reopen -o lazy-refcounts=off'; look
+        qemu-img create -q -f qcow2 -o compat=0.10 a 128M; killed; look",
+    );
+}
+
+#[test]
+fn snapshots_whose_tables_are_nowhere() {
+    alike(
+        "nowhere",
+        r#"
+        poke() { printf "$2" | dd of=a bs=1 seek=$(($1)) conv=notrunc 2> /dev/null; }
+        for broken in '0x70000 \0\0\0\0\0\100\2\0' '0x70008 \20\0\0\0'; do
+            qemu-img create -q -f qcow2 a 64M
+            qemu-io -c 'write 0 512' a
+            qemu-img snapshot -c test a
+            poke $broken
+            qemu-img convert -l test a b
+            qemu-img amend -o compat=0.10 a
+            qemu-io -c 'open -o overlap-check.inactive-l2=on a' -c 'write 0 4k'
+            qemu-img snapshot -a test a
+            qemu-img snapshot -d test a
+            qemu-img check a
+        done
+        qemu-img create -q -f qcow2 a 64M
+        qemu-io -c 'write 0 512' a
+        poke 0x40000 '\277\377\377\377\377\377\0\0'; qemu-img snapshot -c test a
+        poke 0x40000 '\200\0\0\377\377\377\0\0'; qemu-img snapshot -c test a
+        qemu-img create -q -f qcow2 a 64M
+        poke 64 '\0\0\0\0\1\0\0\0'; poke 60 '\0\1\0\0'
+        qemu-img snapshot -c test a; qemu-io -c 'read 0 512' a
+        poke 100 '\377\377\377\377'; qemu-io -c 'read 0 512' a"#,
+    );
+}

@@ -216,11 +216,20 @@ export class LocalImage implements DiskImage {
     return this.#open.writable;
   }
 
-  write(offset: Size, bytes: Uint8Array, options: { signal?: AbortSignal } = {}): Promise<void> {
-    return this.#change((engine, control) => {
+  async write(offset: Size, bytes: Uint8Array, options: { signal?: AbortSignal } = {}): Promise<void> {
+    // What has to wait is copied: the caller may go on to use its bytes.
+    if (this.#writeNow(offset, bytes, options)) return;
+    await this.#change((engine, control) => {
       toRange({ start: offset, length: bytes.length }, this.virtualSize);
       return engine.write(toBigInt(offset, 'offset'), bytes, control);
     }, options);
+  }
+
+  /** Whether it could be written at once: over data in place. */
+  #writeNow(offset: Size, bytes: Uint8Array, { signal }: { signal?: AbortSignal }): boolean {
+    const engine = this.#open;
+    if (!this.#isFree || !engine.writable || typeof offset !== 'number' || signal?.aborted) return false;
+    return bytes instanceof Uint8Array && (engine as EngineImage).writeNow(offset, bytes);
   }
 
   writeCompressed(offset: Size, bytes: Uint8Array, options: { signal?: AbortSignal } = {}): Promise<void> {

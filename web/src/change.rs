@@ -1,5 +1,6 @@
 //! What a guest does to an image besides reading it.
 
+use js_sys::Uint8Array;
 use oxcow::{GuestOffset, Preallocation, ResizeOptions, ZeroMode};
 use wasm_bindgen::prelude::*;
 
@@ -15,6 +16,26 @@ impl EngineImage {
         let view = self.view();
         let write = view.image.write_at(GuestOffset(offset), &bytes);
         control.run(write).await.map_err(|error| to_record(&error))
+    }
+
+    /// As [`write`](Self::write), from the caller's bytes straight into the storage and before it returns. `false` where
+    /// that cannot be, for whatever reason: then a part may have been written, and `write` does it or tells why not.
+    #[wasm_bindgen(js_name = writeNow)]
+    pub fn write_now(&self, offset: f64, bytes: &Uint8Array) -> bool {
+        if offset.fract() != 0.0 || offset < 0.0 || !self.file.storage.writes_at_once() {
+            return false;
+        }
+        let view = self.view();
+        let length = bytes.length() as usize;
+        let at = GuestOffset(offset as u64);
+        view.image
+            .overwrite_now(at, length, |storage, host, part| match part.len() {
+                all if all == length => storage.write_now(host.0, bytes),
+                _ => {
+                    let part = bytes.subarray(part.start as u32, part.end as u32);
+                    storage.write_now(host.0, &part)
+                }
+            })
     }
 
     /// Writes whole clusters compressed.

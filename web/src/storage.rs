@@ -57,7 +57,12 @@ impl WebStorage {
     pub fn new(source: JsSource) -> Self {
         let windows = source.windows();
         let direct = source.direct();
-        let storage = JsStorage { source, direct };
+        let storage = JsStorage {
+            source,
+            direct,
+            #[cfg(feature = "write")]
+            writes_at_once: Cell::new(direct),
+        };
         Self(match windows {
             Some(windows) => {
                 Kind::Windowed(Rc::new(WindowedStorage::new(storage, windows.options())))
@@ -104,6 +109,20 @@ impl WebStorage {
     pub fn read_now(&self, offset: u64, into: &Uint8Array) -> bool {
         self.direct()
             .is_some_and(|storage| !turn_is_due() && storage.read_now(offset, into))
+    }
+
+    /// Whether a write may be tried with [`write_now`](Self::write_now): the event loop is not due.
+    #[cfg(feature = "write")]
+    pub fn writes_at_once(&self) -> bool {
+        self.direct()
+            .is_some_and(|storage| !turn_is_due() && storage.writes_at_once.get())
+    }
+
+    /// Writes `bytes` at byte `offset`, and tells whether that was done when it returned.
+    #[cfg(feature = "write")]
+    pub fn write_now(&self, offset: u64, bytes: &Uint8Array) -> bool {
+        self.direct()
+            .is_some_and(|storage| storage.write_now(offset, bytes))
     }
 
     /// Lets the event loop turn if that is due, and tells whether it was: reads that are answered at once, or from the

@@ -9,10 +9,7 @@ use crate::image::Qcow2;
 use crate::qcow2::RefcountWidth;
 use crate::qcow2::bytes::be64_table;
 use crate::storage::{Storage, read_padded};
-use crate::units::{ClusterSize, HostOffset};
-
-/// Where reading ends at the latest: QEMU's largest file offset.
-const MAX_OFFSET: u64 = i64::MAX as u64 & !((1 << 30) - 1);
+use crate::units::{ClusterSize, HostOffset, MAX_END};
 
 /// The refcount table, and how its blocks are read.
 #[derive(Debug)]
@@ -103,7 +100,7 @@ impl Stored {
             return Block::Absent;
         }
         let unaligned = !HostOffset(offset).is_aligned(self.cluster_size.bytes());
-        if unaligned || offset > MAX_OFFSET - self.cluster_size.bytes() {
+        if unaligned || offset > MAX_END - self.cluster_size.bytes() {
             return Block::Unreadable(Unreadable {
                 index,
                 offset,

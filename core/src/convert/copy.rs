@@ -10,7 +10,7 @@ use crate::convert::zeros::{Sparse, is_zero};
 use crate::convert::{ConvertOptions, Failed, Step, Watch};
 use crate::error::Error;
 use crate::image::Extent;
-use crate::storage::Storage;
+use crate::storage::{Buffer, Storage};
 use crate::units::SECTOR;
 
 /// Data is told of at multiples of so many bytes and where it ends, as qemu-img has it.
@@ -33,13 +33,13 @@ pub(super) struct Copy<'a, S, T, W> {
     buffer: u64,
     watch: RefCell<&'a mut W>,
     /// Buffers that were written out, to be filled again.
-    spare: RefCell<Vec<Vec<u8>>>,
+    spare: RefCell<Vec<Buffer>>,
 }
 
 /// A piece with its content, where that has to be written.
 struct Filled {
     piece: Piece,
-    bytes: Vec<u8>,
+    bytes: Buffer,
 }
 
 impl<'a, S: Storage, T: Target, W: Watch> Copy<'a, S, T, W> {
@@ -129,10 +129,10 @@ impl<'a, S: Storage, T: Target, W: Watch> Copy<'a, S, T, W> {
     }
 
     async fn fill(&self, piece: Piece) -> Result<Filled, Failed> {
-        let mut bytes = Vec::new();
+        let mut bytes = Buffer::default();
         if piece.kind == Kind::Data {
             bytes = self.spare.borrow_mut().pop().unwrap_or_default();
-            bytes.resize((piece.range.end - piece.range.start) as usize, 0);
+            bytes.resize((piece.range.end - piece.range.start) as usize);
             self.read(piece.range.start, &mut bytes).await?;
         }
         Ok(Filled { piece, bytes })
@@ -172,7 +172,7 @@ impl<'a, S: Storage, T: Target, W: Watch> Copy<'a, S, T, W> {
             Kind::Data if self.options.compress => self.write_clusters(at, &bytes).await?,
             Kind::Data => self.write_runs(at, &bytes).await?,
         }
-        if bytes.capacity() > 0 {
+        if !bytes.is_empty() {
             self.spare.borrow_mut().push(bytes);
         }
         Ok((piece.copied(), piece.goes_on))

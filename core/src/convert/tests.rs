@@ -7,7 +7,7 @@ use crate::create::{self, CreateOptions};
 use crate::image::{Backing, OpenOptions};
 use crate::probe::Format;
 use crate::qcow2::Compression;
-use crate::storage::MemoryStorage;
+use crate::storage::{AnyStorage, MemoryStorage};
 use crate::units::GuestOffset;
 use futures_util::FutureExt;
 
@@ -61,9 +61,9 @@ impl Storage for Recorder {
     }
 }
 
-fn open<S: Storage + 'static>(storage: S, format: Format, writable: bool) -> Image<&'static S> {
+fn open(storage: impl Storage + 'static, format: Format, writable: bool) -> Image<AnyStorage> {
     let file = File {
-        storage: &*Box::leak(Box::new(storage)),
+        storage: AnyStorage::new(storage),
         name: "disk".into(),
     };
     let options = OpenOptions {
@@ -75,12 +75,12 @@ fn open<S: Storage + 'static>(storage: S, format: Format, writable: bool) -> Ima
     now(Image::open(file, &options, &DenyAll::default())).unwrap()
 }
 
-fn raw(bytes: &[u8]) -> Image<&'static Recorder> {
+fn raw(bytes: &[u8]) -> Image<AnyStorage> {
     open(Recorder::new(bytes.to_vec()), Format::Raw, false)
 }
 
 /// A new image of so many bytes, open for writing.
-fn qcow2(options: &CreateOptions) -> Image<&'static Recorder> {
+fn qcow2(options: &CreateOptions) -> Image<AnyStorage> {
     let storage = Recorder::default();
     now(create::create(&storage, None, options)).unwrap();
     open(storage, Format::Qcow2, true)

@@ -350,15 +350,15 @@ mod tests {
     use crate::check;
     use crate::image::OpenOptions;
     use crate::qcow2::Version;
-    use crate::storage::MemoryStorage;
+    use crate::storage::{AnyStorage, MemoryStorage};
 
     fn now<T>(future: impl Future<Output = T>) -> T {
         future.now_or_never().expect("memory is always ready")
     }
 
-    fn opened(bytes: Vec<u8>, writable: bool) -> Image<MemoryStorage> {
+    fn opened(bytes: Vec<u8>, writable: bool) -> Image<AnyStorage> {
         let file = File {
-            storage: MemoryStorage::new(bytes),
+            storage: AnyStorage::new(MemoryStorage::new(bytes)),
             name: "disk".into(),
         };
         let options = OpenOptions {
@@ -369,7 +369,7 @@ mod tests {
     }
 
     /// A sparse disk of an odd size, with data at its beginning, its end and in between.
-    fn disk() -> Image<MemoryStorage> {
+    fn disk() -> Image<AnyStorage> {
         let storage = MemoryStorage::default();
         let options = CreateOptions {
             size: (5 << 20) + 512,
@@ -378,7 +378,7 @@ mod tests {
         };
         now(crate::create::create(&storage, None, &options)).unwrap();
         let file = File {
-            storage,
+            storage: AnyStorage::new(storage),
             name: "disk".into(),
         };
         let options = OpenOptions {

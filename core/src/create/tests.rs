@@ -5,7 +5,7 @@ use futures_util::FutureExt;
 
 use super::*;
 use crate::check::check;
-use crate::storage::{MemoryStorage, read_padded};
+use crate::storage::{AnyStorage, MemoryStorage, read_padded};
 use crate::{DenyAll, File, GuestOffset, Image, OpenOptions};
 
 fn now<T>(future: impl Future<Output = T>) -> T {
@@ -27,9 +27,9 @@ fn alone() -> OpenOptions {
     }
 }
 
-fn open(bytes: Vec<u8>) -> Result<Image<MemoryStorage>> {
+fn open(bytes: Vec<u8>) -> Result<Image<AnyStorage>> {
     let file = File {
-        storage: MemoryStorage::new(bytes),
+        storage: AnyStorage::new(MemoryStorage::new(bytes)),
         name: "new.qcow2".into(),
     };
     let options = OpenOptions {

@@ -5,7 +5,7 @@ use futures_util::FutureExt;
 use super::*;
 use crate::create::{CreateOptions, create};
 use crate::image::{NewSnapshot, ResizeOptions, ZeroMode};
-use crate::storage::{MemoryStorage, SparseMemory};
+use crate::storage::{AnyStorage, MemoryStorage, SparseMemory};
 use crate::units::GuestOffset;
 
 const SIZE: u64 = 256 << 10;
@@ -22,9 +22,9 @@ fn options() -> OpenOptions {
     }
 }
 
-async fn opened<S: Storage>(storage: S, name: &str) -> Image<S> {
+async fn opened(storage: impl Storage + 'static, name: &str) -> Image<AnyStorage> {
     let file = File {
-        storage,
+        storage: AnyStorage::new(storage),
         name: name.into(),
     };
     let options = OpenOptions {
@@ -39,7 +39,7 @@ async fn opened<S: Storage>(storage: S, name: &str) -> Image<S> {
         .unwrap()
 }
 
-async fn qcow2() -> Image<MemoryStorage> {
+async fn qcow2() -> Image<AnyStorage> {
     let storage = MemoryStorage::default();
     let options = CreateOptions {
         size: SIZE,
@@ -50,7 +50,7 @@ async fn qcow2() -> Image<MemoryStorage> {
     opened(storage, "disk").await
 }
 
-async fn memory() -> Image<SparseMemory> {
+async fn memory() -> Image<AnyStorage> {
     opened(SparseMemory::new(SIZE), "raw").await
 }
 
@@ -154,7 +154,7 @@ fn what_is_released_is_refused_and_not_copied() {
 /// A storage that takes no writes any more when it is told so.
 struct Full(SparseMemory, std::cell::Cell<bool>);
 
-impl Storage for &'static Full {
+impl Storage for Full {
     async fn len(&self) -> io::Result<u64> {
         self.0.len().await
     }
@@ -175,9 +175,9 @@ impl Storage for &'static Full {
     }
 }
 
-async fn full() -> (&'static Full, Image<&'static Full>) {
-    let full: &'static Full = Box::leak(Box::new(Full(SparseMemory::new(SIZE), true.into())));
-    (full, opened(full, "raw").await)
+async fn full() -> (Rc<Full>, Image<AnyStorage>) {
+    let full = Rc::new(Full(SparseMemory::new(SIZE), true.into()));
+    (full.clone(), opened(full, "raw").await)
 }
 
 #[test]

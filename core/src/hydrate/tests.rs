@@ -10,7 +10,7 @@ use crate::chain::{File, Resolver, Wanted};
 use crate::create::{CreateOptions, create};
 use crate::image::{NewSnapshot, OpenOptions, ZeroMode};
 use crate::qcow2::Version;
-use crate::storage::{MemoryStorage, give_way};
+use crate::storage::{AnyStorage, MemoryStorage, give_way};
 use crate::units::GuestOffset;
 
 const CLUSTER: u64 = 4096;
@@ -41,47 +41,27 @@ struct Source {
     reads: RefCell<Vec<u64>>,
 }
 
-#[derive(Clone)]
-enum Disk {
-    Source(Rc<Source>),
-    Clone(Rc<MemoryStorage>),
-}
-
-impl Storage for Disk {
+impl Storage for Source {
     async fn len(&self) -> io::Result<u64> {
-        match self {
-            Self::Source(source) => source.bytes.len().await,
-            Self::Clone(clone) => clone.len().await,
-        }
+        self.bytes.len().await
     }
 
     async fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Source(source) => {
-                give_way().await;
-                source.reads.borrow_mut().push(buf.len() as u64);
-                if source.failures.get() > 0 {
-                    source.failures.set(source.failures.get() - 1);
-                    return Err(io::ErrorKind::ConnectionReset.into());
-                }
-                source.bytes.read_at(offset, buf).await
-            }
-            Self::Clone(clone) => clone.read_at(offset, buf).await,
+        give_way().await;
+        self.reads.borrow_mut().push(buf.len() as u64);
+        if self.failures.get() > 0 {
+            self.failures.set(self.failures.get() - 1);
+            return Err(io::ErrorKind::ConnectionReset.into());
         }
+        self.bytes.read_at(offset, buf).await
     }
 
-    async fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        match self {
-            Self::Source(_) => Err(io::ErrorKind::ReadOnlyFilesystem.into()),
-            Self::Clone(clone) => clone.write_at(offset, data).await,
-        }
+    async fn write_at(&self, _: u64, _: &[u8]) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
     }
 
-    async fn set_len(&self, len: u64) -> io::Result<()> {
-        match self {
-            Self::Source(_) => Err(io::ErrorKind::ReadOnlyFilesystem.into()),
-            Self::Clone(clone) => clone.set_len(len).await,
-        }
+    async fn set_len(&self, _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
     }
 
     async fn flush(&self) -> io::Result<()> {
@@ -92,11 +72,11 @@ impl Storage for Disk {
 struct Chain(Rc<Source>);
 
 impl Resolver for Chain {
-    type Storage = Disk;
+    type Storage = AnyStorage;
 
-    async fn resolve(&self, wanted: &Wanted<'_>) -> Result<File<Disk>> {
+    async fn resolve(&self, wanted: &Wanted<'_>) -> Result<File<AnyStorage>> {
         Ok(File {
-            storage: Disk::Source(self.0.clone()),
+            storage: AnyStorage::new(self.0.clone()),
             name: wanted.name.to_owned(),
         })
     }
@@ -137,9 +117,9 @@ impl Setup {
         }
     }
 
-    async fn open(&self) -> Image<Disk> {
+    async fn open(&self) -> Image<AnyStorage> {
         let file = File {
-            storage: Disk::Clone(self.clone.clone()),
+            storage: AnyStorage::new(self.clone.clone()),
             name: "clone".into(),
         };
         let options = OpenOptions {
@@ -166,7 +146,7 @@ fn batches() -> HydrationOptions {
     }
 }
 
-async fn read_all(image: &Image<Disk>) -> Vec<u8> {
+async fn read_all(image: &Image<AnyStorage>) -> Vec<u8> {
     let mut bytes = vec![0; SIZE as usize];
     image.read_at(GuestOffset(0), &mut bytes).await.unwrap();
     bytes

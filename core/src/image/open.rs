@@ -334,6 +334,9 @@ where
         autoclear: header.autoclear,
     };
     let extensions = Extensions::parse(area, surroundings)?;
+    if !repair {
+        check_bitmap_directory(&extensions, file_len)?;
+    }
     let backing = match header.backing_name {
         None => None,
         Some((at, length)) => {
@@ -448,6 +451,22 @@ where
         }),
         file,
     })
+}
+
+/// What is missing of the directory reads as zeros, which are no bitmaps: QEMU opens no such image. Who checks one is
+/// told in other words.
+fn check_bitmap_directory(extensions: &Extensions, file_len: u64) -> Result<()> {
+    let Some(bitmaps) = &extensions.bitmaps else {
+        return Ok(());
+    };
+    let start = bitmaps.directory.0;
+    if start.saturating_add(bitmaps.directory_bytes) <= file_len {
+        return Ok(());
+    }
+    Err(Error::corrupt(
+        "Bitmap directory reaches past the end of the file",
+        Place::at(Structure::BitmapDirectory, start),
+    ))
 }
 
 /// The part of the first cluster that says something: header, extensions and backing name. Clusters are

@@ -48,6 +48,10 @@ pub enum OrderingPoint {
     TruncateAfterSwitch,
     /// A dirty image's refcounts are rebuilt before anything is allocated (M8).
     RepairBeforeWriting,
+    /// Lazy refcounts: the dirty bit is durable before anything is published that they do not count (M8).
+    DirtyBeforePublish,
+    /// Lazy refcounts: the dirty bit goes only after the refcounts are durable (M8).
+    RefcountsBeforeClean,
     /// Unknown autoclear bits are cleared durably before the first change.
     ClearAutoclear,
     /// An external data file is durable before the entries that point into it.
@@ -99,6 +103,8 @@ impl OrderingPoint {
         Self::ZeroBeforeGrow,
         Self::TruncateAfterSwitch,
         Self::RepairBeforeWriting,
+        Self::DirtyBeforePublish,
+        Self::RefcountsBeforeClean,
         Self::ClearAutoclear,
         Self::FlushDataFile,
         Self::MarkBitmapsInUse,

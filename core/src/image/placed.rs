@@ -93,11 +93,11 @@ mod tests {
     use crate::chain::File;
     use crate::create::{CreateOptions, create};
     use crate::image::OpenOptions;
-    use crate::storage::MemoryStorage;
+    use crate::storage::{AnyStorage, MemoryStorage};
 
     const CLUSTER: usize = 4096;
 
-    async fn image() -> Image<MemoryStorage> {
+    async fn image() -> Image<AnyStorage> {
         let storage = MemoryStorage::default();
         let options = CreateOptions {
             size: 64 * CLUSTER as u64,
@@ -106,7 +106,7 @@ mod tests {
         };
         create(&storage, None, &options).await.unwrap();
         let file = File {
-            storage,
+            storage: AnyStorage::new(storage),
             name: "disk".into(),
         };
         let options = OpenOptions {
@@ -119,7 +119,7 @@ mod tests {
     }
 
     /// The bytes that stand where they are said to.
-    async fn fetched(placed: &Placed<'_, MemoryStorage>) -> Vec<u8> {
+    async fn fetched(placed: &Placed<'_, AnyStorage>) -> Vec<u8> {
         let mut bytes = Vec::new();
         for piece in placed.pieces() {
             let mut part = vec![0; piece.length];

@@ -221,6 +221,18 @@ impl<S: Storage> Qcow2<S> {
         Ok(())
     }
 
+    /// An error where the L1 table of a snapshot cannot be where the snapshot table says.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Corrupt`].
+    pub fn check_snapshot_tables(&self) -> Result<()> {
+        let snapshots = self.snapshots();
+        snapshots
+            .iter()
+            .try_for_each(|snapshot| self.snapshot_l1_table(snapshot).map(drop))
+    }
+
     /// Where the L1 table of `snapshot` stands, checked.
     fn snapshot_l1_table(&self, snapshot: &Snapshot) -> Result<Table> {
         self.table_rules().check(&TableClaim {

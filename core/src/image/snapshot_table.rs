@@ -6,7 +6,7 @@ use crate::qcow2::{
     Header, MAX_SNAPSHOT_EXTRA, MAX_SNAPSHOT_TABLE_BYTES, MAX_SNAPSHOTS, RawHeader, Snapshot,
 };
 use crate::storage::{Storage, read_padded};
-use crate::units::SECTOR;
+use crate::units::{MAX_END, SECTOR};
 
 /// How much is read at a time; larger than any entry.
 const PIECE: u64 = 256 << 10;
@@ -74,7 +74,6 @@ pub(super) async fn read<S: Storage>(
     let mut window = Window {
         storage,
         file_len,
-        ends: !repairs,
         start,
         bytes: Vec::new(),
     };
@@ -88,12 +87,7 @@ pub(super) async fn read<S: Storage>(
     for index in 0..header.snapshots.entries {
         let at = start + table.bytes;
         let place = Place::at(Structure::SnapshotTable, at).entry(index.into());
-        let past_the_end = || {
-            let what = format!("Snapshot table entry {index} reaches past the end of the file");
-            Error::corrupt(what, place)
-        };
-        let fixed = window.get(at, FIXED_BYTES as u64).await?;
-        let parts = snapshot::parts(fixed.ok_or_else(past_the_end)?);
+        let parts = snapshot::parts(window.get(at, FIXED_BYTES as u64).await?);
         let extra = parts.extra.min(MAX_SNAPSHOT_EXTRA);
         if extra < parts.extra && !repairs {
             return Err(Error::corrupt(too_much(index), place));
@@ -102,13 +96,14 @@ pub(super) async fn read<S: Storage>(
         let head = window
             .get(at, FIXED_BYTES as u64 + u64::from(extra))
             .await?;
-        let mut entry = head.ok_or_else(past_the_end)?.to_vec();
+        let mut entry = head.to_vec();
         entry[36..40].copy_from_slice(&extra.to_be_bytes());
         let names_at = at + FIXED_BYTES as u64 + u64::from(parts.extra);
         let names = window.get(names_at, parts.names).await?;
-        entry.extend_from_slice(names.ok_or_else(past_the_end)?);
+        entry.extend_from_slice(names);
         let Some((snapshot, padded)) = snapshot::parse(&entry, at, index)? else {
-            return Err(past_the_end());
+            let what = format!("Snapshot table entry {index} is not all there");
+            return Err(Error::corrupt(what, place));
         };
         if length + entry.len() as u64 > MAX_SNAPSHOT_TABLE_BYTES {
             if !repairs {
@@ -131,19 +126,20 @@ pub(super) async fn read<S: Storage>(
 struct Window<'a, S> {
     storage: &'a S,
     file_len: u64,
-    /// Whether nothing may lie past the end of the file; what does reads as zeros otherwise, as in QEMU: extra data
-    /// that is too long may reach there.
-    ends: bool,
     start: u64,
     bytes: Vec<u8>,
 }
 
 impl<S: Storage> Window<'_, S> {
-    /// The `length` bytes at `at`, at most [`PIECE`]; `None` where the file ends before.
-    async fn get(&mut self, at: u64, length: u64) -> Result<Option<&[u8]>> {
+    /// The `length` bytes at `at`, at most [`PIECE`]; zeros past the end of the file, as in QEMU.
+    async fn get(&mut self, at: u64, length: u64) -> Result<&[u8]> {
         let end = at.saturating_add(length);
-        if self.ends && end > self.file_len.next_multiple_of(SECTOR) {
-            return Ok(None);
+        if end > MAX_END {
+            let what = "Failed to read snapshot table: Input/output error";
+            return Err(Error::corrupt(
+                what,
+                Place::at(Structure::SnapshotTable, at),
+            ));
         }
         let inside = at >= self.start && end <= self.start + self.bytes.len() as u64;
         if !inside {
@@ -155,6 +151,6 @@ impl<S: Storage> Window<'_, S> {
                 .map_err(|error| Error::io("Failed to read snapshot table", at, error))?;
         }
         let from = (at - self.start) as usize;
-        Ok(Some(&self.bytes[from..from + length as usize]))
+        Ok(&self.bytes[from..from + length as usize])
     }
 }

@@ -7,11 +7,7 @@ use std::ops::Range;
 use crate::error::{Error, Result};
 use crate::image::{Image, Layer, Qcow2};
 use crate::storage::Storage;
-use crate::units::GuestOffset;
-
-/// No byte is further out than this, counted from the disk's first one: as QEMU, which counts in signed 64-bit
-/// numbers and keeps off their end.
-const MAX_END: u64 = (1 << 63) - (1 << 30);
+use crate::units::{GuestOffset, MAX_END};
 
 /// A byte of the state of a virtual machine, counted from its first one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

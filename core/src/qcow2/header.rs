@@ -236,15 +236,15 @@ pub(crate) fn check_basics(raw: &RawHeader) -> Result<ClusterSize> {
         if raw.header_length < V3_LENGTH {
             return Err(wrong("qcow2 header too short", 100));
         }
+        if u64::from(raw.header_length) > cluster_size.bytes() {
+            return Err(wrong("qcow2 header exceeds cluster size", 100));
+        }
         if !raw.header_length.is_multiple_of(8) {
             let length = raw.header_length;
             return Err(wrong(
                 format!("qcow2 header length {length} is not a multiple of 8"),
                 100,
             ));
-        }
-        if u64::from(raw.header_length) > cluster_size.bytes() {
-            return Err(wrong("qcow2 header exceeds cluster size", 100));
         }
     }
     if raw.backing_file_offset > cluster_size.bytes() {
@@ -356,7 +356,12 @@ impl Header {
                 entries: 0,
             },
         };
-        let snapshots = tables.check(&TableClaim {
+        // Past the end of the file it reads as zeros, which are snapshots of nothing.
+        let anywhere = TableRules {
+            file_len: i64::MAX as u64,
+            ..tables
+        };
+        let snapshots = anywhere.check(&TableClaim {
             name: "Snapshot table",
             structure: Structure::SnapshotTable,
             offset: raw.snapshots_offset,
@@ -616,6 +621,7 @@ mod tests {
         refused(|h| h.header_length = 105, "not a multiple of 8");
         refused(|h| h.autoclear_features = 2, "requires a data file");
         refused(|h| h.header_length = 65544, "exceeds cluster size");
+        refused(|h| h.header_length = u32::MAX, "exceeds cluster size");
         refused(|h| h.backing_file_offset = 65537, "backing file offset");
         refused(
             |h| h.incompatible_features = 1 << 63,

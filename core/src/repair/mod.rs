@@ -187,7 +187,10 @@ impl<S: Storage> Repair<'_, '_, S> {
             leaks_only,
         );
         let wrong = findings.report.leaks + noted.too_low + noted.wrong_blocks;
-        if wrong > 0 || findings.report.check_errors > 0 || noted.rebuild {
+        // Lazy refcounts may be wrong where nobody looks for it, past the end of the file.
+        let dirty = image.header().incompatible.has(Incompatible::DIRTY);
+        let lazy = dirty && self.mode == RepairMode::All;
+        if wrong > 0 || findings.report.check_errors > 0 || noted.rebuild || lazy {
             let recount = Recount {
                 image,
                 mode: self.mode,

@@ -10,6 +10,7 @@ use futures_util::FutureExt;
 
 use super::*;
 use crate::check::tiny::{CLUSTER, COPIED, Said, Tiny, cluster};
+use crate::storage::AnyStorage;
 use crate::{DenyAll, File, Format, GuestOffset, MemoryStorage, OpenOptions};
 
 /// A storage that keeps what was asked of it.
@@ -76,7 +77,7 @@ fn now<F: Future>(future: F) -> F::Output {
     future.now_or_never().expect("memory is always ready")
 }
 
-fn try_open(storage: Recorded, writable: bool, repair: bool) -> Result<Image<Recorded>> {
+fn try_open(storage: Recorded, writable: bool, repair: bool) -> Result<Image<AnyStorage>> {
     let options = OpenOptions {
         format: Some(Format::Qcow2),
         writable,
@@ -84,13 +85,13 @@ fn try_open(storage: Recorded, writable: bool, repair: bool) -> Result<Image<Rec
         ..OpenOptions::default()
     };
     let file = File {
-        storage,
+        storage: AnyStorage::new(storage),
         name: "tiny.qcow2".into(),
     };
     now(Image::open(file, &options, &DenyAll::default()))
 }
 
-fn open(bytes: &[u8]) -> Image<Recorded> {
+fn open(bytes: &[u8]) -> Image<AnyStorage> {
     try_open(Recorded::new(bytes.to_vec()), true, true).unwrap()
 }
 

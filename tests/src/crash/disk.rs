@@ -40,6 +40,12 @@ impl SimDisk {
         }
     }
 
+    /// Whether no request waits in a queue.
+    #[must_use]
+    pub fn answers_at_once(&self) -> bool {
+        self.queue.is_none()
+    }
+
     /// The same machine's other file, served in the same way.
     #[must_use]
     pub fn sibling(&self, file: FileId) -> Self {

@@ -2,6 +2,7 @@
 //! ([`super::qemu_order`]).
 
 use std::future::pending;
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -11,16 +12,16 @@ use oxcow::commit::{CommitError, CommitOptions, commit};
 use oxcow::create::CreateOptions;
 use oxcow::hydrate::{Clock, Hydration, HydrationOptions};
 use oxcow::image::{NewSnapshot, Preallocation, ResizeOptions};
-use oxcow::qcow2::{Bitmap, Version};
+use oxcow::qcow2::{Bitmap, Compatible, Version};
 use oxcow::rebase::{RebaseOptions, keep_differences};
 use oxcow::repair::{RepairMode, repair};
 use oxcow::storage::give_way;
 use oxcow::{
-    AmendOptions, Backing, BackingName, DenyAll, Error, File, Format, GuestOffset, Image,
-    MemoryStorage, OpenOptions, Resolver, Role, VmStateOffset, Wanted, ZeroMode,
+    AmendOptions, Backing, BackingName, DenyAll, Error, File, Format, GuestOffset, HostOffset,
+    Image, MemoryStorage, OpenOptions, Resolver, Role, Storage, VmStateOffset, Wanted, ZeroMode,
 };
 
-use crate::any_storage::AnyStorage;
+use oxcow::storage::AnyStorage;
 
 use super::disk::{Queue, SimDisk};
 use super::machine::{FileId, Machine};
@@ -128,7 +129,14 @@ pub async fn open_image(disk: &SimDisk) -> oxcow::Result<Image<AnyStorage>> {
         writable: true,
         ..OpenOptions::default()
     };
-    Image::open(file, &options, &resolver).await
+    let image = Image::open(file, &options, &resolver).await?;
+    // Where the image asks for it, as `io` does.
+    let lazy = image.top().as_qcow2().is_some_and(|qcow2| {
+        let compatible = qcow2.header().compatible;
+        compatible.has(Compatible::LAZY_REFCOUNTS)
+    });
+    image.set_lazy_refcounts(lazy);
+    Ok(image)
 }
 
 /// Commits everything to the backing file, as a program of its own does it. `image` must be opened again then.
@@ -274,10 +282,34 @@ pub fn small_hydration() -> HydrationOptions {
     }
 }
 
+/// Writes by the short way where there is one, and else as everybody does. An error of the storage's is told: it is not
+/// tried again.
+async fn overwrite(oxcow: &Oxcow, at: GuestOffset, bytes: &[u8]) -> Result<(), Failure> {
+    let mut failed = None;
+    let write = |storage: &AnyStorage, host: HostOffset, part: Range<usize>| {
+        match storage.write_at(host.0, &bytes[part]).now_or_never() {
+            Some(Ok(())) => return true,
+            Some(Err(error)) => failed = Some(Failure::Io(error.to_string())),
+            None => {}
+        }
+        false
+    };
+    let image = &oxcow.image;
+    let at_once = oxcow.disk.answers_at_once();
+    if at_once && image.overwrite_now(at, bytes.len(), write) {
+        return Ok(());
+    }
+    match failed {
+        Some(failure) => Err(failure),
+        None => Ok(image.write_at(at, bytes).await?),
+    }
+}
+
 async fn ask(oxcow: &Oxcow, request: &Request) -> Result<(), Failure> {
     let image = &oxcow.image;
     match request {
         Request::Write(at, bytes) => image.write_at(GuestOffset(*at), bytes).await?,
+        Request::Overwrite(at, bytes) => overwrite(oxcow, GuestOffset(*at), bytes).await?,
         Request::WriteCompressed(at, bytes) => {
             image.write_compressed(GuestOffset(*at), bytes).await?;
         }

@@ -102,7 +102,7 @@ impl Engine for QemuOrder {
     async fn ask(&self, request: &Request) -> Result<(), Failure> {
         let image = &mut *self.0.borrow_mut();
         match request {
-            Request::Write(at, bytes) => image.write(*at, bytes),
+            Request::Write(at, bytes) | Request::Overwrite(at, bytes) => image.write(*at, bytes),
             Request::WriteCompressed(at, bytes) => image.write_compressed(*at, bytes),
             Request::Zeroes(at, length, unmap) => image.zeroes(*at, *length, *unmap),
             Request::Discard(at, length) => image.discard(*at, *length),

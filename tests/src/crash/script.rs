@@ -162,6 +162,8 @@ impl Op {
 pub enum Request {
     /// Writes these bytes there.
     Write(u64, Vec<u8>),
+    /// The same: at once and in place, if the engine can.
+    Overwrite(u64, Vec<u8>),
     /// The same, compressed.
     WriteCompressed(u64, Vec<u8>),
     /// Writes these bytes there in the state of a virtual machine.
@@ -321,7 +323,9 @@ impl<'a> Steps<'a> {
             Op::WriteZeroed => self.write(world, 8.min(disk / cluster / 2) * cluster, 2 * cluster),
             Op::Rewrite => {
                 let mut steps = self.write(world, 3 * cluster, cluster);
-                steps.extend(self.write(world, 3 * cluster, cluster));
+                // Most often over what the first one has made; and over what was there, across clusters.
+                steps.extend(self.overwrite(world, 3 * cluster, cluster));
+                steps.extend(self.overwrite(world, cluster + SECTOR as u64 / 2, cluster));
                 steps
             }
             Op::CompressOne => self.compress(world, cluster, 1),
@@ -402,6 +406,17 @@ impl<'a> Steps<'a> {
             meaning: Meaning::Flush,
             success: Success::Must,
         }
+    }
+
+    /// A write that may take the short way.
+    fn overwrite(&mut self, world: &World, at: u64, length: u64) -> Vec<Step> {
+        let mut steps = self.write(world, at, length);
+        for step in &mut steps {
+            if let Request::Write(at, bytes) = &mut step.request {
+                step.request = Request::Overwrite(*at, std::mem::take(bytes));
+            }
+        }
+        steps
     }
 
     /// A write of any range inside the disk, of fresh bytes.

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use oxcow::{File, GuestOffset, Image, OpenOptions};
 
-use crate::any_storage::AnyStorage;
 use crate::scripts::storage::{Beside, HostFile, Pace, block_on};
+use oxcow::storage::AnyStorage;
 
 /// An image's content.
 #[derive(Clone, PartialEq, Eq)]

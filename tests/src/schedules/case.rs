@@ -18,8 +18,8 @@ use super::history::{ATOM, ATOMS, DISK, History, Tag, Tags, Time, bytes_of};
 use super::starts::{Base, StartKind};
 use super::states::States;
 use super::structure;
-use crate::any_storage::AnyStorage;
 use crate::crash::exec::now;
+use oxcow::storage::AnyStorage;
 
 /// What a task does. The clusters are half on the image itself (0, 1, 2, 8, 9, 10, 11), half left to its backing
 /// file (4 to 7, 12, 13), one is zeros (3) and two are nowhere (14, 15).

@@ -9,7 +9,6 @@ use oxcow::fleece::FleeceOptions;
 use oxcow::image::Backing;
 use oxcow::{DenyAll, File, Format, GuestOffset, Image, NewSnapshot, OpenOptions, ZeroMode};
 
-use crate::any_storage::AnyStorage;
 use crate::crash::builder::{Builder, Layout};
 use crate::crash::contents::{Bytes, Content, Contents, SECTOR};
 use crate::crash::disk::SimDisk;
@@ -20,6 +19,7 @@ use crate::crash::machine::{FileId, Machine, Observer, SimFile};
 use crate::crash::starts::{Start, StartKind};
 use crate::crash::states::{Choice, as_seen};
 use crate::rng::Rng;
+use oxcow::storage::AnyStorage;
 
 /// What the guest does while the view is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

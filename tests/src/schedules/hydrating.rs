@@ -5,7 +5,6 @@ use std::rc::Rc;
 use oxcow::hydrate::{End, Hydration};
 use oxcow::{GuestOffset, Image, ZeroMode};
 
-use crate::any_storage::AnyStorage;
 use crate::crash::bench::{Bench, Origin};
 use crate::crash::disk::SimDisk;
 use crate::crash::engine::{SimClock, open_image, small_hydration};
@@ -16,6 +15,7 @@ use crate::crash::model::World;
 use crate::crash::script::{Meaning, Request, Step, Steps};
 use crate::crash::states::{Choice, as_seen};
 use crate::rng::Rng;
+use oxcow::storage::AnyStorage;
 
 /// What was looked at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

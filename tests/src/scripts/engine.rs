@@ -9,7 +9,6 @@ use oxcow::create::CreateOptions;
 use oxcow::qcow2::{Compression, Version};
 use oxcow::{Error, File, GuestOffset, Image, NewSnapshot, OpenOptions, ResizeOptions, ZeroMode};
 
-use crate::any_storage::AnyStorage;
 use crate::scripts::content::Pattern;
 use crate::scripts::model::{MACHINE, Model, is_running};
 use crate::scripts::operation::Op;
@@ -17,6 +16,7 @@ use crate::scripts::setup::{Data, Preallocation, Setup};
 use crate::scripts::storage::{Beside, HostFile, Pace, block_on};
 use crate::scripts::view;
 use crate::scripts::{DATA_FILE, IMAGE};
+use oxcow::storage::AnyStorage;
 
 /// The image in a folder, opened when something is to be done to it.
 pub struct Engine {

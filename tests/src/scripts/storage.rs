@@ -13,7 +13,7 @@ use std::task::{Context, Poll, Waker};
 use oxcow::storage::give_way;
 use oxcow::{Error, File, Resolver, Storage, Wanted};
 
-use crate::any_storage::AnyStorage;
+use oxcow::storage::AnyStorage;
 
 /// Runs a future whose every storage is a [`HostFile`].
 pub fn block_on<F: Future>(future: F) -> F::Output {

@@ -5,10 +5,10 @@ use std::path::Path;
 use oxcow::check::{Problem, Watcher};
 use oxcow::{File, GuestOffset, Image, OpenOptions, Storage};
 
-use crate::any_storage::AnyStorage;
 use crate::scripts::content::Content;
 use crate::scripts::model::Model;
 use crate::scripts::storage::{Beside, HostFile, Pace, block_on};
+use oxcow::storage::AnyStorage;
 
 /// How much is compared at once, in bytes.
 const CHUNK: u64 = 256 << 10;

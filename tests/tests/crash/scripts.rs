@@ -113,6 +113,20 @@ fn what_a_killed_process_has_cut_off_is_not_looked_for() {
     assert!(result.is_ok(), "{}", result.unwrap_err());
 }
 
+/// Found by the long run: the second snapshot's tables were to stand where the refcounts came from.
+#[test]
+fn what_is_brought_home_has_places_of_its_own() {
+    for first in [Op::Create, Op::CreateWithState] {
+        for second in [Op::Create, Op::DeleteFirst, Op::Apply] {
+            for start in [StartKind::Empty, StartKind::Mixed, StartKind::Snapshot] {
+                let bench: Rc<Bench> = Bench::new(start);
+                let result = run::<Oxcow>(&bench, &[first, second, Op::Settle, Op::Rewrite], 0);
+                assert!(result.is_ok(), "{}", result.unwrap_err());
+            }
+        }
+    }
+}
+
 /// What lies behind the disk is a part of every snapshot.
 #[test]
 fn the_state_of_a_virtual_machine_is_judged_as_the_disk_is() {

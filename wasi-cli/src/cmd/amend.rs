@@ -7,12 +7,12 @@ use super::create_options::{self, CreateOptions};
 use super::{Command, Context};
 use crate::args::Spec;
 use crate::encrypt::KeyOptions;
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Failure, Outcome, of_snapshot_table};
 use crate::file::{FileStorage, block_on};
 use crate::name;
 use crate::open::{self, Source};
 use crate::progress::Progress;
-use crate::{outln, size};
+use crate::{console, outln, size};
 
 pub const COMMAND: Command = Command {
     name: "amend",
@@ -108,6 +108,7 @@ const OPTIONS: &[(&str, &str, &str)] = &[
 /// Everything that the command line says.
 #[derive(Default)]
 struct Request {
+    program: String,
     source: Source,
     list: Option<String>,
     cache: Option<String>,
@@ -129,7 +130,10 @@ struct Changes {
 }
 
 fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
-    let mut request = Request::default();
+    let mut request = Request {
+        program: context.program.to_owned(),
+        ..Request::default()
+    };
     let operands = context.options(SPEC, args, |name, value| {
         match name {
             "quiet" => request.quiet = true,
@@ -379,7 +383,15 @@ fn apply(
             version: Some(Version::V2),
             ..AmendOptions::default()
         };
-        block_on(open()?.amend_with(&header, &mut |done, total| progress.at(done, total)))?;
+        let done =
+            block_on(open()?.amend_with(&header, &mut |done, total| progress.at(done, total)));
+        done.map_err(|error| match of_snapshot_table(&error) {
+            Some(word) => {
+                console::error_line(&format!("{}: {error}", request.program));
+                Failure::new(format!("Failed to turn zero into data clusters: {word}"))
+            }
+            None => Failure::from(error),
+        })?;
     }
     Ok(())
 }

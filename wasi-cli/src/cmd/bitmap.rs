@@ -139,8 +139,9 @@ fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
             Failure::new(format!("Operation {name} on bitmap {bitmap} failed: {why}"))
         })?;
     }
-    open::close(&image, given)?;
-    Ok(0)
+    let settled = open::settle(&image, given);
+    let closed = open::close(&image, given);
+    settled.and(closed).map(|()| 0)
 }
 
 async fn act(

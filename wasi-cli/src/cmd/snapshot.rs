@@ -2,11 +2,13 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use oxcow::{Image, NewSnapshot, info};
+use oxcow::error::Structure;
+use oxcow::{Error, Image, NewSnapshot, info};
 
 use super::{Command, Context};
 use crate::args::Spec;
-use crate::failure::{Failure, Outcome, in_short};
+use crate::console;
+use crate::failure::{Failure, Outcome, in_short, of_snapshot_table};
 use crate::file::{FileStorage, block_on};
 use crate::open::{self, Source, could_not_open};
 
@@ -89,7 +91,7 @@ fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
                     if open::is_guessed_raw(&name, &image) {
                         open::warn_of_guess(&name);
                     }
-                    apply(&image, &wanted)
+                    apply(context, &image, &wanted)
                 }
                 Action::Delete(wanted) => delete(&image, &wanted),
                 Action::List => Ok(()),
@@ -132,10 +134,20 @@ fn create(image: &Image<FileStorage>, name: &str) -> Result<(), Failure> {
     };
     block_on(image.create_snapshot(&snapshot))
         .map(drop)
-        .map_err(|error| failed(&in_short(error)))
+        .map_err(|error| {
+            let error = in_short(error);
+            match &error {
+                // One too many, or one cluster too far.
+                Error::OutOfRange(_) => failed(&"File too large"),
+                Error::Corrupt { place, .. } if place.structure == Structure::L2Table => {
+                    failed(&"Resource temporarily unavailable")
+                }
+                _ => failed(&error),
+            }
+        })
 }
 
-fn apply(image: &Image<FileStorage>, wanted: &str) -> Result<(), Failure> {
+fn apply(context: &Context<'_>, image: &Image<FileStorage>, wanted: &str) -> Result<(), Failure> {
     let failed = |why: &dyn std::fmt::Display| {
         Failure::new(format!("Could not apply snapshot '{wanted}': {why}"))
     };
@@ -157,8 +169,16 @@ fn apply(image: &Image<FileStorage>, wanted: &str) -> Result<(), Failure> {
             &"Failed to load snapshot: No such file or directory",
         ));
     };
-    block_on(image.apply_snapshot(&snapshot.id))
-        .map_err(|error| failed(&format!("Failed to load snapshot: {}", in_short(error))))
+    block_on(image.apply_snapshot(&snapshot.id)).map_err(|error| {
+        let why = match of_snapshot_table(&error) {
+            Some(word) => {
+                console::error_line(&format!("{}: {error}", context.program));
+                word.to_owned()
+            }
+            None => in_short(error).to_string(),
+        };
+        failed(&format!("Failed to load snapshot: {why}"))
+    })
 }
 
 fn delete(image: &Image<FileStorage>, wanted: &str) -> Result<(), Failure> {

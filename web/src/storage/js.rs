@@ -34,6 +34,10 @@ extern "C" {
     /// Writes `bytes`, which are the module's own memory and only there during the call.
     #[wasm_bindgen(method, catch)]
     pub fn write(this: &JsSource, offset: f64, bytes: &[u8]) -> Result<JsValue, JsValue>;
+    /// The same of JavaScript's own bytes.
+    #[wasm_bindgen(method, catch, js_name = write)]
+    pub fn write_from(this: &JsSource, offset: f64, bytes: &Uint8Array)
+    -> Result<JsValue, JsValue>;
     #[wasm_bindgen(method, catch)]
     pub fn truncate(this: &JsSource, length: f64) -> Result<JsValue, JsValue>;
     /// The barrier; it also waits for what is left of writes that nobody waits for.

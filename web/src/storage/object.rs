@@ -1,5 +1,7 @@
 //! A storage that is an object of JavaScript's.
 
+#[cfg(feature = "write")]
+use std::cell::Cell;
 use std::io;
 
 use js_sys::{Promise, Uint8Array};
@@ -16,6 +18,9 @@ use crate::error::SourceFailure;
 pub struct JsStorage {
     pub source: JsSource,
     pub direct: bool,
+    /// Whether writes are answered at once too, as far as is known.
+    #[cfg(feature = "write")]
+    pub writes_at_once: Cell<bool>,
 }
 
 /// An answer that is waited for: when the one who waits goes away, the source is told, so that a request of
@@ -68,6 +73,15 @@ impl JsStorage {
                 .source
                 .read_to(offset as f64, into)
                 .is_ok_and(|count| count == f64::from(length))
+    }
+
+    /// Writes JavaScript's own bytes at `offset`; `false` where that failed, or goes on after it returned.
+    #[cfg(feature = "write")]
+    pub fn write_now(&self, offset: u64, bytes: &Uint8Array) -> bool {
+        let answer = self.source.write_from(offset as f64, bytes);
+        let at_once = !matches!(&answer, Ok(answer) if answer.is_instance_of::<Promise>());
+        self.writes_at_once.set(at_once);
+        at_once && answer.is_ok()
     }
 
     /// Puts one answer of `read` to the beginning of `buf`.

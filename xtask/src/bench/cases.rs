@@ -203,6 +203,19 @@ fn whole_disk() -> Vec<Case> {
             disks::raw,
             "convert -t writeback -f raw -O qcow2 real.raw IMAGE",
         ),
+        // No holes, which qemu-img skips and a sandbox has to read.
+        convert(
+            "convert dense raw to plain",
+            no_slower,
+            disks::dense,
+            "convert -f raw -O qcow2 dense.raw IMAGE",
+        ),
+        convert(
+            "convert dense raw to plain, flushed by both",
+            no_slower,
+            disks::dense,
+            "convert -t writeback -f raw -O qcow2 dense.raw IMAGE",
+        ),
         convert(
             "convert raw to zlib",
             compress,

@@ -5,6 +5,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::process::Command;
 
+use super::script::CLUSTER;
 use crate::project::{Result, find_program, run_quietly};
 
 /// How much real content the disk gets, in bytes.
@@ -49,6 +50,23 @@ pub fn raw(folder: &Path) -> Result<()> {
     real(folder)?;
     once(folder, "raw", |folder| {
         run_quietly(qemu_img(folder).args(["convert", "-O", "raw", "plain.qcow2", "real.raw"]))
+    })
+}
+
+/// A raw disk with no hole in it: what [`raw`] holds besides zeros, one cluster behind the other.
+pub fn dense(folder: &Path) -> Result<()> {
+    raw(folder)?;
+    once(folder, "dense", |folder| {
+        let mut source = fs::File::open(folder.join("real.raw"))?;
+        let mut target = fs::File::create(folder.join("dense.raw"))?;
+        let mut cluster = vec![0; CLUSTER as usize];
+        for _ in 0..source.metadata()?.len() / CLUSTER {
+            source.read_exact(&mut cluster)?;
+            if cluster.iter().any(|&byte| byte != 0) {
+                target.write_all(&cluster)?;
+            }
+        }
+        Ok(target.sync_all()?)
     })
 }
 

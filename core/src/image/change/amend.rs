@@ -180,7 +180,7 @@ impl<S: Storage> Engine<'_, S> {
         }
         shadow.finish().await?;
         self.protect_metadata().await?;
-        self.settle().await?;
+        self.settle(false).await?;
         self.state
             .stop(Error::Stopped("it has been amended".into()));
         Ok(())

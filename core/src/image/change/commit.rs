@@ -42,6 +42,8 @@ struct Frozen {
     l1_sectors: Vec<L1Sector>,
     new_block: Option<NewBlock>,
     unlinked: Vec<u64>,
+    /// The refcounts stay behind what is published: the dirty bit must be durable first (M8).
+    dirties: bool,
 }
 
 /// Gives back to the epoch what a commit had taken out of it, unless the commit came to its end: a commit
@@ -113,8 +115,14 @@ impl<S: Storage> Engine<'_, S> {
             Some(index) => self.new_block_in_its_own_range(index)?,
             None => self.new_block_ahead(tables).await?,
         };
-        let refcounts = self.state.refcounts.borrow_mut().take_dirty();
-        let refcounts = self.qcow2.alarm.hear(refcounts)?;
+        let dirties = self.puts_off_refcounts();
+        let refcounts = match dirties {
+            true => Vec::new(),
+            false => {
+                let taken = self.state.refcounts.borrow_mut().take_dirty();
+                self.qcow2.alarm.hear(taken)?
+            }
+        };
         let (slices, new_tables, l1_sectors) = self.freeze_tables();
         let unlinked = std::mem::take(&mut self.state.epoch.borrow_mut().unlinked);
         Ok(Frozen {
@@ -124,6 +132,7 @@ impl<S: Storage> Engine<'_, S> {
             l1_sectors,
             new_block,
             unlinked,
+            dirties,
         })
     }
 
@@ -213,7 +222,15 @@ impl<S: Storage> Engine<'_, S> {
             let start = offset & !(self.cluster_bytes() - 1);
             tables.binary_search(&start).is_ok()
         };
+        let linked = frozen
+            .slices
+            .keys()
+            .any(|at| !is_new(*at, &frozen.new_tables));
+        let publishes = linked || !frozen.l1_sectors.is_empty() || frozen.new_block.is_some();
         // Step 2.
+        if frozen.dirties && publishes {
+            self.mark_dirty(&frozen.new_tables).await?;
+        }
         if upheld(OrderingPoint::RefcountsBeforePublish) {
             self.write_refcounts(frozen).await?;
         }
@@ -229,11 +246,6 @@ impl<S: Storage> Engine<'_, S> {
         {
             self.write_block(block).await?;
         }
-        let linked = frozen
-            .slices
-            .keys()
-            .any(|at| !is_new(*at, &frozen.new_tables));
-        let publishes = linked || !frozen.l1_sectors.is_empty() || frozen.new_block.is_some();
 
         // Step 3. Entries that only let go of something depend on nothing that is not durable.
         if publishes {

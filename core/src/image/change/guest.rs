@@ -139,7 +139,7 @@ impl<S: Storage> Engine<'_, S> {
     }
 
     /// Whether the bytes `start..end` of the cluster are all plain data that can be overwritten.
-    fn is_plain(&self, cluster: &Cluster, start: u64, end: u64) -> bool {
+    pub(super) fn is_plain(&self, cluster: &Cluster, start: u64, end: u64) -> bool {
         let touched = self.qcow2.l2_format.granules(start, end);
         cluster.own.is_some() && cluster.data & touched == touched
     }

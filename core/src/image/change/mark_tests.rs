@@ -9,7 +9,7 @@ use futures_util::FutureExt;
 use crate::error::{Error, Result};
 use crate::image::{Image, OpenOptions, ZeroMode};
 use crate::qcow2::{COPIED, Incompatible};
-use crate::storage::{MemoryStorage, Storage};
+use crate::storage::{AnyStorage, MemoryStorage, Storage};
 use crate::units::GuestOffset;
 use crate::{DenyAll, File, NewSnapshot};
 
@@ -86,50 +86,22 @@ fn now<F: Future>(future: F) -> F::Output {
     future.now_or_never().expect("memory is always ready")
 }
 
-/// Storage that several can look at.
-#[derive(Clone)]
-struct Shared(Rc<MemoryStorage>);
-
-impl Storage for Shared {
-    async fn len(&self) -> std::io::Result<u64> {
-        self.0.len().await
-    }
-
-    async fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<usize> {
-        self.0.read_at(offset, buf).await
-    }
-
-    async fn write_at(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
-        self.0.write_at(offset, data).await
-    }
-
-    async fn set_len(&self, length: u64) -> std::io::Result<()> {
-        self.0.set_len(length).await
-    }
-
-    async fn flush(&self) -> std::io::Result<()> {
-        self.0.flush().await
-    }
-}
-
-impl Shared {
-    fn bytes(&self) -> Vec<u8> {
-        let mut bytes = vec![0; now(self.len()).unwrap() as usize];
-        now(self.read_at(0, &mut bytes)).unwrap();
-        bytes
-    }
+fn bytes(storage: &MemoryStorage) -> Vec<u8> {
+    let mut bytes = vec![0; now(storage.len()).unwrap() as usize];
+    now(storage.read_at(0, &mut bytes)).unwrap();
+    bytes
 }
 
 struct Opened {
-    storage: Shared,
-    image: Image<Shared>,
+    storage: Rc<MemoryStorage>,
+    image: Image<AnyStorage>,
     told: Rc<RefCell<Vec<String>>>,
 }
 
 fn open(tiny: &Tiny, writable: bool) -> Opened {
-    let storage = Shared(Rc::new(MemoryStorage::new(tiny.bytes.clone())));
+    let storage = Rc::new(MemoryStorage::new(tiny.bytes.clone()));
     let file = File {
-        storage: storage.clone(),
+        storage: AnyStorage::new(storage.clone()),
         name: "tiny.qcow2".into(),
     };
     let options = OpenOptions {
@@ -151,35 +123,35 @@ fn open(tiny: &Tiny, writable: bool) -> Opened {
     }
 }
 
-type Operation = fn(&Image<Shared>) -> Result<()>;
+type Operation = fn(&Image<AnyStorage>) -> Result<()>;
 
-fn write(image: &Image<Shared>) -> Result<()> {
+fn write(image: &Image<AnyStorage>) -> Result<()> {
     now(image.write_at(GuestOffset(0), &[7; 10]))
 }
 
-fn write_new(image: &Image<Shared>) -> Result<()> {
+fn write_new(image: &Image<AnyStorage>) -> Result<()> {
     now(image.write_at(GuestOffset(100 * SIZE), &[7; CLUSTER]))?;
     now(image.flush())
 }
 
-fn write_far(image: &Image<Shared>) -> Result<()> {
+fn write_far(image: &Image<AnyStorage>) -> Result<()> {
     now(image.write_at(GuestOffset(200 * SIZE), &[7; CLUSTER]))?;
     now(image.flush())
 }
 
-fn read(image: &Image<Shared>) -> Result<()> {
+fn read(image: &Image<AnyStorage>) -> Result<()> {
     now(image.read_at(GuestOffset(0), &mut [0; 10]))
 }
 
-fn map(image: &Image<Shared>) -> Result<()> {
+fn map(image: &Image<AnyStorage>) -> Result<()> {
     now(image.extent_at(GuestOffset(0), SIZE)).map(drop)
 }
 
-fn compressed(image: &Image<Shared>) -> Result<()> {
+fn compressed(image: &Image<AnyStorage>) -> Result<()> {
     now(image.write_compressed(GuestOffset(100 * SIZE), &[0; CLUSTER]))
 }
 
-fn snapshot(image: &Image<Shared>) -> Result<()> {
+fn snapshot(image: &Image<AnyStorage>) -> Result<()> {
     now(image.create_snapshot(&NewSnapshot::default())).map(drop)
 }
 
@@ -298,8 +270,8 @@ fn damage_marks_the_image_and_changes_nothing_else() {
         assert_eq!(*told.borrow(), [said], "{name}");
         let mut expected = tiny.bytes.clone();
         expected[79] |= Incompatible::CORRUPT.0 as u8;
-        let bytes = storage.bytes();
-        assert!(bytes[..expected.len()] == expected, "{name}");
+        let before = bytes(&storage);
+        assert!(before[..expected.len()] == expected, "{name}");
 
         // Nothing more is read or written.
         for refused in [read(&image), write_new(&image), now(image.flush())] {
@@ -307,7 +279,7 @@ fn damage_marks_the_image_and_changes_nothing_else() {
         }
         assert_eq!(image.marked_corrupt().as_deref(), Some(*what), "{name}");
         assert_eq!(told.borrow().len(), 1, "{name}");
-        assert!(storage.bytes() == bytes, "{name}");
+        assert!(bytes(&storage) == before, "{name}");
 
         // And whoever comes next is refused, unless he repairs.
         let file = File {
@@ -330,10 +302,10 @@ fn what_was_written_before_and_not_flushed_is_not_published() {
     let Opened { storage, image, .. } = open(&tiny, true);
     now(image.write_at(GuestOffset(100 * SIZE), &[7; CLUSTER])).unwrap();
     now(image.read_at(GuestOffset(SIZE), &mut [0; 10])).unwrap_err();
-    let bytes = storage.bytes();
-    assert_eq!(bytes[79], 2);
+    let after = bytes(&storage);
+    assert_eq!(after[79], 2);
     // The tables are as they were.
-    assert!(bytes[80..Tiny::L2 + CLUSTER] == tiny.bytes[80..Tiny::L2 + CLUSTER]);
+    assert!(after[80..Tiny::L2 + CLUSTER] == tiny.bytes[80..Tiny::L2 + CLUSTER]);
 }
 
 #[test]
@@ -356,7 +328,7 @@ fn readers_are_told_and_mark_nothing() {
         ]
     );
     assert_eq!(image.marked_corrupt(), None);
-    assert!(storage.bytes() == tiny.bytes);
+    assert!(bytes(&storage) == tiny.bytes);
 }
 
 #[test]
@@ -368,7 +340,7 @@ fn version_2_has_no_place_for_the_mark_and_stops_all_the_same() {
     let Opened { storage, image, .. } = open(&tiny, true);
     write(&image).unwrap_err();
     assert!(matches!(write_new(&image), Err(Error::Stopped(_))));
-    assert!(storage.bytes() == tiny.bytes);
+    assert!(bytes(&storage) == tiny.bytes);
 }
 
 #[test]
@@ -404,7 +376,7 @@ fn what_is_given_up_as_a_whole_may_lie_between_clusters() {
         let mut disk = [1; 10];
         now(image.read_at(GuestOffset(0), &mut disk)).unwrap();
         assert_eq!(disk, [0; 10], "{name}");
-        assert_eq!(storage.bytes()[79], 0, "{name}");
+        assert_eq!(bytes(&storage)[79], 0, "{name}");
     }
 }
 

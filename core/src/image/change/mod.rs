@@ -21,11 +21,13 @@ mod hydrate;
 mod io;
 #[cfg(feature = "encryption")]
 mod keys;
+mod lazy;
 mod link;
 mod mark;
 #[cfg(test)]
 mod mark_tests;
 mod mend;
+mod overwrite;
 mod refcounts;
 mod resize;
 mod shadow;
@@ -46,6 +48,7 @@ use crate::crypto::Volume;
 use crate::error::{Error, Result};
 use crate::image::activity::{Activity, UnderWay};
 use crate::image::lock::{Access, RangeGuard};
+use crate::image::ordering::{OrderingPoint, upheld};
 use crate::image::{Image, Layer, Qcow2};
 use crate::qcow2::Header;
 use crate::storage::Storage;
@@ -467,8 +470,12 @@ impl<'a, S: Storage> Engine<'a, S> {
         }
     }
 
-    /// Commits until nothing is left to be given back.
+    /// Commits until nothing is left to be given back, and the refcounts are right in the file too.
     async fn tidy(&self) -> Result<()> {
+        let lazy = self.state.lazy.replace(false); // Whatever happens: refcounts in order are never wrong.
+        if !upheld(OrderingPoint::RefcountsBeforeClean) {
+            self.clear_dirty(lazy).await?;
+        }
         self.commit(None).await?;
         let untidy = || {
             !self.state.epoch.borrow().unlinked.is_empty()
@@ -480,7 +487,7 @@ impl<'a, S: Storage> Engine<'a, S> {
                 self.commit(None).await?;
             }
         }
-        Ok(())
+        self.clear_dirty(lazy).await
     }
 }
 

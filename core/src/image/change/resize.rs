@@ -237,7 +237,7 @@ impl<S: Storage> Engine<'_, S> {
         for index in (0..blocks).rev() {
             self.load_block(index).await?;
             if let Some(last) = self.last_used_in(index) {
-                let end = ((last + 1) * self.cluster_bytes()).max(length);
+                let end = self.end_of_cluster(last).max(length);
                 if end < self.state.physical_len.get() {
                     self.set_len(end).await?;
                     self.qcow2.file_len.set(end);
@@ -246,6 +246,17 @@ impl<S: Storage> Engine<'_, S> {
             }
         }
         Ok(())
+    }
+
+    /// The byte behind what is in `cluster`, in whole sectors: the bitmap directory ends the file where it ends.
+    fn end_of_cluster(&self, cluster: u64) -> u64 {
+        let end = (cluster + 1) * self.cluster_bytes();
+        let bitmaps = self.qcow2.extensions().bitmaps;
+        let directory = bitmaps.map_or(end, |it| it.directory.0 + it.directory_bytes);
+        match end - self.cluster_bytes() < directory && directory < end {
+            true => directory.next_multiple_of(SECTOR),
+            false => end,
+        }
     }
 
     /// The last cluster in use of those that a refcount block counts, which is loaded.

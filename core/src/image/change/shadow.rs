@@ -38,6 +38,8 @@ pub(crate) struct Shadow<'e, 'a, S> {
     table_home: Option<Range<u64>>,
     /// Free clusters that the table and the first block that changes are to have.
     pub wanted: Option<(Range<u64>, Range<u64>)>,
+    /// Free clusters that are to stay free.
+    reserved: Vec<Range<u64>>,
     hint: u64,
 }
 
@@ -56,6 +58,7 @@ impl<'e, 'a, S: Storage> Shadow<'e, 'a, S> {
             table: refcounts.table.clone(),
             table_home: None,
             wanted: None,
+            reserved: Vec::new(),
             hint: refcounts.hint(),
         }
     }
@@ -139,6 +142,32 @@ impl<'e, 'a, S: Storage> Shadow<'e, 'a, S> {
     /// `count` clusters that follow one another and that neither state uses; one reference each in the new
     /// state.
     pub async fn allocate(&mut self, count: u64) -> Result<Range<u64>> {
+        let run = self.find(count).await?;
+        if run.start == self.hint || count == 1 {
+            self.hint = run.end;
+        }
+        self.claim(run).await
+    }
+
+    /// Keeps clusters from [`Self::allocate`], for who [claims](Self::claim) them later; `false` where that has been
+    /// promised to another one.
+    pub fn keep(&mut self, run: &Range<u64>) -> bool {
+        let apart = |kept: &Range<u64>| kept.end <= run.start || run.end <= kept.start;
+        let promised = !self.reserved.iter().all(apart);
+        if !promised {
+            self.reserved.push(run.clone());
+        }
+        !promised
+    }
+
+    /// Finds what [`Self::allocate`] would give, and leaves it free.
+    pub async fn reserve(&mut self, count: u64) -> Result<Range<u64>> {
+        let run = self.find(count).await?;
+        self.reserved.push(run.clone());
+        Ok(run)
+    }
+
+    async fn find(&mut self, count: u64) -> Result<Range<u64>> {
         let mut run = self.hint..self.hint;
         while run.end - run.start < count {
             let cluster = run.end;
@@ -149,14 +178,11 @@ impl<'e, 'a, S: Storage> Shadow<'e, 'a, S> {
                 run = free..free + 1;
             }
         }
-        if run.start == self.hint || count == 1 {
-            self.hint = run.end;
-        }
-        self.claim(run).await
+        Ok(run)
     }
 
     /// Takes clusters that are free in both states; one reference each in the new state.
-    async fn claim(&mut self, run: Range<u64>) -> Result<Range<u64>> {
+    pub async fn claim(&mut self, run: Range<u64>) -> Result<Range<u64>> {
         self.engine.check_unprotected(run.clone())?;
         // They may lie behind what has been cut off since.
         let end = run.end * self.engine.cluster_bytes();
@@ -191,6 +217,11 @@ impl<'e, 'a, S: Storage> Shadow<'e, 'a, S> {
                 None => at = (index + 1) * per_block,
                 Some(free) => {
                     let cluster = index * per_block + free as u64;
+                    let reserved = self.reserved.iter().find(|run| run.contains(&cluster));
+                    if let Some(run) = reserved {
+                        at = run.end;
+                        continue;
+                    }
                     // What the new state has given up is still the old state's.
                     if refcounts.get(cluster) == 0 || !upheld(OrderingPoint::ShadowInFreeClusters) {
                         return Ok(cluster);
@@ -226,8 +257,23 @@ impl<'e, 'a, S: Storage> Shadow<'e, 'a, S> {
 
     /// Writes a table that is allocated for it.
     pub async fn write_new_table(&mut self, what: &'static str, bytes: &[u8]) -> Result<u64> {
+        let clusters = self.allocate(self.clusters_for(bytes.len() as u64)).await?;
+        self.write_table_to(what, clusters, bytes).await
+    }
+
+    /// How many clusters so many bytes fill.
+    pub fn clusters_for(&self, bytes: u64) -> u64 {
+        bytes.div_ceil(self.engine.cluster_bytes())
+    }
+
+    /// Writes a table to clusters that were [claimed](Self::claim) for it; its offset.
+    pub async fn write_table_to(
+        &self,
+        what: &'static str,
+        clusters: Range<u64>,
+        bytes: &[u8],
+    ) -> Result<u64> {
         let size = self.engine.cluster_bytes();
-        let clusters = self.allocate((bytes.len() as u64).div_ceil(size)).await?;
         let offset = clusters.start * size;
         self.write(what, offset, bytes).await?;
         Ok(offset)

@@ -144,8 +144,28 @@ impl<S: Storage> Engine<'_, S> {
                 format!("An image has at most {MAX_SNAPSHOTS} snapshots").into(),
             ));
         }
+        let id = next_id(&snapshots);
+        snapshots.push(Snapshot {
+            stored: StoredNames::new(&id, &new.name),
+            id: id.clone(),
+            name: new.name.clone(),
+            l1_offset: HostOffset(0),
+            l1_entries: 0,
+            date_sec: new.date_sec,
+            date_nsec: new.date_nsec,
+            vm_clock_nsec: new.vm_clock_nsec,
+            vm_state_size: new.vm_state.len() as u64,
+            disk_size: Some(self.qcow2.header().size),
+            icount: new.icount,
+            unknown_extra: Vec::new(),
+        });
         let mut shadow = Shadow::new(self);
         let mut l1 = self.qcow2.root.borrow().l1.clone();
+        if new.vm_state.is_empty() {
+            let l1_bytes = l1.len() as u64 * 8;
+            self.reserve_places(&mut shadow, Some((&id, l1_bytes)), &snapshots)
+                .await?;
+        }
         // Behind the disk's end stands the machine state of a snapshot that was gone back to. The new one does not
         // refer to it where it has a machine state of its own.
         let shared = match new.vm_state.is_empty() {
@@ -169,21 +189,10 @@ impl<S: Storage> Engine<'_, S> {
         if l1 != self.qcow2.root.borrow().l1 {
             shadow.replace_l1(&l1).await?;
         }
-        let id = next_id(&snapshots);
-        snapshots.push(Snapshot {
-            stored: StoredNames::new(&id, &new.name),
-            id: id.clone(),
-            name: new.name.clone(),
-            l1_offset: HostOffset(l1_offset),
-            l1_entries: state.len() as u32,
-            date_sec: new.date_sec,
-            date_nsec: new.date_nsec,
-            vm_clock_nsec: new.vm_clock_nsec,
-            vm_state_size: new.vm_state.len() as u64,
-            disk_size: Some(self.qcow2.header().size),
-            icount: new.icount,
-            unknown_extra: Vec::new(),
-        });
+        if let Some(snapshot) = snapshots.last_mut() {
+            snapshot.l1_offset = HostOffset(l1_offset);
+            snapshot.l1_entries = state.len() as u32;
+        }
         self.write_snapshots(&mut shadow, &mut snapshots).await?;
         self.finish(shadow, l1, snapshots).await?;
         Ok(id)
@@ -222,6 +231,7 @@ impl<S: Storage> Engine<'_, S> {
         let mut snapshots = self.qcow2.snapshots().to_vec();
         snapshots.remove(index);
         let mut shadow = Shadow::new(self);
+        self.reserve_places(&mut shadow, None, &snapshots).await?;
         let snapshot_l1 = self.qcow2.read_snapshot_l1(&snapshot).await?;
         shadow.add_tree(&snapshot_l1, -1).await?;
         let bytes = u64::from(snapshot.l1_entries) * 8;
@@ -245,16 +255,7 @@ impl<S: Storage> Engine<'_, S> {
         shadow: &mut Shadow<'_, '_, S>,
         snapshots: &mut [Snapshot],
     ) -> Result<()> {
-        let size_now = self.qcow2.header().size;
-        let mut bytes = Vec::new();
-        let coverage = self.qcow2.header().l1_coverage();
-        for snapshot in snapshots.iter_mut() {
-            // The disk may have been smaller then: more than its table covers cannot be read.
-            let covered = u64::from(snapshot.l1_entries).saturating_mul(coverage);
-            let size = size_now.min(covered);
-            bytes.extend(snapshot.encode(size));
-            snapshot.disk_size.get_or_insert(size);
-        }
+        let bytes = self.encode_snapshots(snapshots);
         check_table_length(bytes.len() as u64, 0)?;
         let (old, old_bytes) = {
             let meta = self.qcow2.meta.borrow();
@@ -270,6 +271,21 @@ impl<S: Storage> Engine<'_, S> {
         };
         shadow.header.nb_snapshots = snapshots.len() as u32;
         shadow.free_table(old.offset.0, old_bytes).await
+    }
+
+    /// The snapshot table in bytes. Every snapshot has a size then.
+    pub(super) fn encode_snapshots(&self, snapshots: &mut [Snapshot]) -> Vec<u8> {
+        let size_now = self.qcow2.header().size;
+        let mut bytes = Vec::new();
+        let coverage = self.qcow2.header().l1_coverage();
+        for snapshot in snapshots.iter_mut() {
+            // The disk may have been smaller then: more than its table covers cannot be read.
+            let covered = u64::from(snapshot.l1_entries).saturating_mul(coverage);
+            let size = size_now.min(covered);
+            bytes.extend(snapshot.encode(size));
+            snapshot.disk_size.get_or_insert(size);
+        }
+        bytes
     }
 
     /// Switches, and makes what is in memory the new state too.
@@ -311,6 +327,7 @@ async fn share_table<S: Storage>(shadow: &mut Shadow<'_, '_, S>, entry: u64) -> 
     let old = engine.cluster_of(offset);
     if upheld(OrderingPoint::ClearCopied) && table.clear_copied() {
         let copy = shadow.write_l2(&table).await?;
+        engine.note_aside(copy, offset);
         let new = engine.cluster_of(copy);
         shadow.add(new..new + 1, 1).await?;
         shadow.add(old..old + 1, -1).await?;
@@ -366,6 +383,7 @@ async fn own_table<S: Storage>(shadow: &mut Shadow<'_, '_, S>, entry: u64) -> Re
         return Ok(offset | COPIED);
     }
     let copy = shadow.write_l2(&table).await?;
+    engine.note_aside(copy, offset);
     shadow.add(cluster..cluster + 1, -1).await?;
     Ok(copy | COPIED)
 }

@@ -10,7 +10,7 @@ use crate::image::activity::Activity;
 use crate::image::change::IoCounts;
 use crate::image::change::before::BeforeChange;
 use crate::image::change::bitmaps::Tracking;
-use crate::image::change::home::Home;
+use crate::image::change::home::{Aside, Home};
 use crate::image::change::mend::OnRepair;
 use crate::image::change::refcounts::Refcounts;
 use crate::image::lock::{Access, RangeGuard, RangeLock};
@@ -68,8 +68,12 @@ pub(crate) struct Changing {
     pub detached: Cell<bool>,
     /// Who is told of what is repaired in a dirty image.
     pub on_repair: RefCell<Option<OnRepair>>,
+    /// Whether commits may leave the file's refcounts behind, under the dirty bit (M8).
+    pub lazy: Cell<bool>,
     /// Where the refcounts stood before the first change, and how long the file was.
     pub home: Cell<Option<(Home, u64)>>,
+    /// What transactions since then have put elsewhere.
+    pub aside: RefCell<Aside>,
     /// The guest's operations that are under way.
     pub activity: Activity,
 }
@@ -132,7 +136,9 @@ impl Changing {
             pinned: RefCell::default(),
             detached: Cell::new(false),
             on_repair: RefCell::default(),
+            lazy: Cell::new(false),
             home: Cell::new(None),
+            aside: RefCell::default(),
             activity: Activity::default(),
         }
     }

@@ -14,7 +14,8 @@ use crate::create::{CreateOptions, NewEncryption, create};
 use crate::crypto::Passphrase;
 use crate::error::{Error, Result};
 use crate::image::{Image, OpenOptions, VmStateOffset};
-use crate::storage::{MemoryStorage, Storage, give_way};
+use crate::qcow2::{Incompatible, OFFSET_MASK};
+use crate::storage::{AnyStorage, MemoryStorage, Storage, give_way};
 use crate::units::GuestOffset;
 use crate::{DenyAll, File};
 
@@ -106,9 +107,9 @@ fn new_image() -> Slow {
     storage
 }
 
-fn open(storage: &Slow) -> Image<Slow> {
+fn open(storage: &Slow) -> Image<AnyStorage> {
     let file = File {
-        storage: storage.clone(),
+        storage: AnyStorage::new(storage.clone()),
         name: "image".into(),
     };
     let options = OpenOptions {
@@ -118,7 +119,7 @@ fn open(storage: &Slow) -> Image<Slow> {
     now(Image::open(file, &options, &DenyAll::default())).unwrap()
 }
 
-fn content(image: &Image<Slow>) -> Vec<u8> {
+fn content(image: &Image<AnyStorage>) -> Vec<u8> {
     let mut bytes = vec![0xee; image.virtual_size() as usize];
     now(image.read_at(GuestOffset(0), &mut bytes)).unwrap();
     bytes
@@ -138,7 +139,7 @@ fn check(storage: &Slow) -> crate::CheckReport {
     .unwrap()
 }
 
-fn flushes(image: &Image<Slow>, change: impl Future<Output = Result<()>>) -> u64 {
+fn flushes(image: &Image<AnyStorage>, change: impl Future<Output = Result<()>>) -> u64 {
     let before = image.io_counts().flushes;
     now(change).unwrap();
     image.io_counts().flushes - before
@@ -193,7 +194,7 @@ const OPERATIONS: [&str; 10] = [
     "resize",
 ];
 
-async fn operation(image: &Image<Slow>, name: &str) -> Result<()> {
+async fn operation(image: &Image<AnyStorage>, name: &str) -> Result<()> {
     let resize = ResizeOptions {
         shrink: true,
         ..ResizeOptions::default()
@@ -334,7 +335,7 @@ fn another_writer_is_noticed() {
 fn read_only_images_refuse_every_change() {
     let storage = new_image();
     let file = File {
-        storage,
+        storage: AnyStorage::new(storage),
         name: "image".into(),
     };
     let image = Image::open(file, &OpenOptions::default(), &DenyAll::default())
@@ -348,7 +349,7 @@ fn read_only_images_refuse_every_change() {
 }
 
 /// What a virtual machine's state reads as, from `offset` on.
-fn state(image: &Image<Slow>, offset: u64, length: usize) -> Vec<u8> {
+fn state(image: &Image<AnyStorage>, offset: u64, length: usize) -> Vec<u8> {
     let mut bytes = vec![0xee; length];
     now(image.read_vm_state(VmStateOffset(offset), &mut bytes)).unwrap();
     bytes
@@ -447,7 +448,7 @@ fn a_machine_state_is_encrypted_as_the_disk_is() {
     now(create(&storage, None, &options)).unwrap();
     let open = |writable| {
         let file = File {
-            storage: storage.clone(),
+            storage: AnyStorage::new(storage.clone()),
             name: "image".into(),
         };
         let options = OpenOptions {
@@ -494,7 +495,7 @@ fn a_machine_state_is_kept_behind_the_disk() {
     now(image.close()).unwrap();
     assert_clean(&storage);
     let file = File {
-        storage: storage.clone(),
+        storage: AnyStorage::new(storage.clone()),
         name: "image".into(),
     };
     let mut reader = now(Image::open(
@@ -515,4 +516,128 @@ fn a_machine_state_is_kept_behind_the_disk() {
     now(image.delete_snapshot(&id)).unwrap();
     now(image.delete_snapshot(&second)).unwrap();
     assert_clean(&storage);
+}
+
+/// Where the active tables stand: the L1 table, and the L2 tables that it leads to.
+fn places(image: &Image<AnyStorage>) -> Vec<u64> {
+    let qcow2 = image.top().as_qcow2().unwrap();
+    let root = qcow2.root.borrow();
+    let tables = root.l1.iter().map(|entry| entry & OFFSET_MASK);
+    [qcow2.header().l1.offset.0]
+        .into_iter()
+        .chain(tables)
+        .collect()
+}
+
+#[test]
+fn settled_tables_stand_where_they_stood() {
+    let storage = new_image();
+    let image = open(&storage);
+    now(image.write_at(GuestOffset(0), &[1; 3 * CLUSTER])).unwrap();
+    now(image.close()).unwrap();
+    let before = places(&image);
+    let end = now(storage.len()).unwrap();
+    let image = open(&storage);
+    let snapshot = NewSnapshot {
+        name: "a".into(),
+        ..NewSnapshot::default()
+    };
+    now(image.create_snapshot(&snapshot)).unwrap();
+    assert_ne!(places(&image), before, "COPIED is cleared in copies");
+    now(image.settle()).unwrap();
+    assert_eq!(places(&image), before);
+    {
+        // What is new follows what there was, in QEMU's order.
+        let qcow2 = image.top().as_qcow2().unwrap();
+        assert_eq!(qcow2.snapshots()[0].l1_offset.0, end);
+        assert_eq!(qcow2.header().snapshots.offset.0, end + CLUSTER as u64);
+    }
+    now(image.close()).unwrap();
+    assert_eq!(now(storage.len()).unwrap(), end + 2 * CLUSTER as u64);
+    assert_clean(&storage);
+    // Shared as ever: the next write takes nothing from the snapshot.
+    let image = open(&storage);
+    now(image.write_at(GuestOffset(0), &[2; 100])).unwrap();
+    now(image.settle()).unwrap();
+    now(image.close()).unwrap();
+    assert_clean(&storage);
+    let image = open(&storage);
+    now(image.apply_snapshot("a")).unwrap();
+    now(image.settle()).unwrap();
+    assert_eq!(content(&image)[..3 * CLUSTER], [1; 3 * CLUSTER]);
+    assert_eq!(places(&image), before);
+    now(image.delete_snapshot("a")).unwrap();
+    now(image.settle()).unwrap();
+    assert_eq!(places(&image), before);
+    now(image.close()).unwrap();
+    assert_clean(&storage);
+}
+
+#[test]
+fn lazy_refcounts_are_counted_anew_after_a_crash() {
+    let storage = new_image();
+    // The L2 table follows what there is, and the data the table.
+    let table = now(storage.len()).unwrap().div_ceil(CLUSTER as u64);
+    let stored = |cluster: u64| {
+        let image = open(&storage);
+        let qcow2 = image.top().as_qcow2().unwrap();
+        let dirty = qcow2.header().incompatible.has(Incompatible::DIRTY);
+        let mut entry = [0; 8];
+        now(storage.read_at(qcow2.header().refcount_table.offset.0, &mut entry)).unwrap();
+        let mut count = [0; 2];
+        let at = u64::from_be_bytes(entry) + cluster * 2;
+        now(storage.read_at(at, &mut count)).unwrap();
+        (dirty, u16::from_be_bytes(count))
+    };
+    let image = open(&storage);
+    image.set_lazy_refcounts(true);
+    let write = async {
+        image.write_at(GuestOffset(0), &[7; 2 * CLUSTER]).await?;
+        image.flush().await
+    };
+    assert_eq!(
+        flushes(&image, write),
+        2,
+        "the mark waits for no flush of its own"
+    );
+    drop(image);
+    assert_eq!(stored(table), (true, 1));
+    assert_eq!(stored(table + 1), (true, 0));
+    // Whoever writes next repairs it, and ends with everything counted.
+    let image = open(&storage);
+    image.set_lazy_refcounts(true);
+    assert_eq!(content(&image)[..2 * CLUSTER], [7; 2 * CLUSTER]);
+    now(image.write_at(GuestOffset(5000), &[8; 600])).unwrap();
+    now(image.flush()).unwrap();
+    assert!(stored(0).0);
+    now(image.close()).unwrap();
+    assert!(!stored(0).0);
+    assert_clean(&storage);
+    assert_eq!(content(&image)[..2 * CLUSTER], [7; 2 * CLUSTER]);
+    assert_eq!(content(&image)[5000..5600], [8; 600]);
+    // A transaction in between, and more afterwards.
+    now(image.write_at(GuestOffset(9000), &[9; 600])).unwrap();
+    now(image.create_snapshot(&NewSnapshot::default())).unwrap();
+    now(image.write_at(GuestOffset(0), &[10; 600])).unwrap();
+    now(image.close()).unwrap();
+    assert!(!stored(0).0);
+    assert_clean(&storage);
+}
+
+#[test]
+fn what_a_crash_counted_past_the_end_is_counted_anew_too() {
+    let storage = new_image();
+    let clusters = now(storage.len()).unwrap().div_ceil(CLUSTER as u64);
+    let mut entry = [0; 8];
+    now(storage.read_at(48, &mut entry)).unwrap();
+    now(storage.read_at(u64::from_be_bytes(entry), &mut entry)).unwrap();
+    // The refcount of a table was durable before the file became as long as that, and the mark too.
+    let count_at = u64::from_be_bytes(entry) + clusters * 2;
+    now(storage.write_at(count_at, &[0, 1])).unwrap();
+    now(storage.write_at(79, &[1])).unwrap();
+    let image = open(&storage);
+    now(image.write_at(GuestOffset(0), &[1; 3000])).unwrap();
+    now(image.close()).unwrap();
+    assert_clean(&storage);
+    assert_eq!(content(&image)[..3000], [1; 3000]);
 }

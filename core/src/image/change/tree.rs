@@ -9,7 +9,7 @@ use crate::image::change::shadow::Shadow;
 use crate::image::corruption::{unaligned_cluster, unaligned_table};
 use crate::qcow2::bytes::be64_table;
 use crate::qcow2::l2::L2Entry;
-use crate::qcow2::{COPIED, L2Format, OFFSET_MASK};
+use crate::qcow2::{COPIED, L2Format, MAX_REFCOUNT_TABLE_BYTES, OFFSET_MASK};
 use crate::storage::Storage;
 use crate::units::HostOffset;
 
@@ -171,6 +171,16 @@ impl<S: Storage> Shadow<'_, '_, S> {
 
     pub async fn add_references(&mut self, table: &L2Table, from: usize, by: i64) -> Result<()> {
         for run in table.references(from) {
+            let per_block = self.engine.state.refcounts.borrow().per_block();
+            if run.end > MAX_REFCOUNT_TABLE_BYTES / 8 * per_block {
+                return Err(Error::OutOfRange(
+                    format!(
+                        "An L2 entry refers to cluster {:#x}, which no refcount table can count",
+                        run.end - 1
+                    )
+                    .into(),
+                ));
+            }
             if run.end > self.engine.cluster_of(self.engine.qcow2.file_len()) + 1 {
                 return Err(Error::corrupt(
                     format!(

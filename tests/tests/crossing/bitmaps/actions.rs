@@ -1,7 +1,7 @@
 //! Bitmaps made, merged, cleared, switched and dropped by the library, and by qemu-img: the same bits at the end.
 
+use oxcow::storage::AnyStorage;
 use oxcow::{GuestOffset, Image};
-use oxcow_tests::any_storage::AnyStorage;
 use oxcow_tests::oracle::{self, Tool};
 use oxcow_tests::parallel;
 use oxcow_tests::rng::Rng;

@@ -9,8 +9,8 @@ use std::path::Path;
 use std::rc::Rc;
 
 use oxcow::image::ordering::{OrderingPoint, knockout};
+use oxcow::storage::AnyStorage;
 use oxcow::{DenyAll, File, GuestOffset, Image, MemoryStorage, OpenOptions, Storage, check::check};
-use oxcow_tests::any_storage::AnyStorage;
 use oxcow_tests::oracle::{self, Tool};
 use oxcow_tests::parallel;
 use oxcow_tests::rng::Rng;

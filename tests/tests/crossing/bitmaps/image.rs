@@ -4,11 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use oxcow::storage::AnyStorage;
 use oxcow::{
     DenyAll, File, GuestOffset, Image, MemoryStorage, NewSnapshot, OpenOptions, ResizeOptions,
     Storage, ZeroMode,
 };
-use oxcow_tests::any_storage::AnyStorage;
 use oxcow_tests::oracle::{self, Tool};
 use oxcow_tests::run::Outcome;
 use oxcow_tests::scratch::Scratch;

@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use oxcow::storage::AnyStorage;
 use oxcow::{Error, GuestOffset, Image};
-use oxcow_tests::any_storage::AnyStorage;
 use oxcow_tests::oracle::{self, Tool};
 use oxcow_tests::scratch::Scratch;
 use oxcow_tests::scripts::storage::block_on;

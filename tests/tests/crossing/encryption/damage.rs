@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use oxcow::create::{self, CreateOptions, NewEncryption};
 use oxcow::crypto::{Hash, LuksOptions, Passphrase};
+use oxcow::storage::AnyStorage;
 use oxcow::{DenyAll, File, GuestOffset, Image, MemoryStorage, OpenOptions};
-use oxcow_tests::any_storage::AnyStorage;
 use oxcow_tests::rng::Rng;
 use oxcow_tests::scripts::storage::block_on;
 

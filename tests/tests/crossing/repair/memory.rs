@@ -3,11 +3,11 @@
 use std::rc::Rc;
 
 use oxcow::check::{CheckOptions, Problem, ProblemKind, Watcher, check_with};
+use oxcow::storage::AnyStorage;
 use oxcow::{
     Backing, DenyAll, File, Format, GuestOffset, Image, IoCounts, MemoryStorage, OpenOptions,
     RepairMode, RepairReport, Storage, repair,
 };
-use oxcow_tests::any_storage::AnyStorage;
 use oxcow_tests::scripts::storage::block_on;
 
 const NAME: &str = "disk.qcow2";

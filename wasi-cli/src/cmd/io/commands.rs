@@ -419,6 +419,7 @@ struct Change {
     list: Vec<String>,
     direct: Option<bool>,
     without_barrier: Option<bool>,
+    lazy_refcounts: Option<bool>,
 }
 
 impl Change {
@@ -453,6 +454,7 @@ impl Change {
                         return Err(Failure::new(format!("Cannot change the option '{own}'")));
                     }
                 }
+                "lazy-refcounts" => self.lazy_refcounts = Some(switch()?),
                 key if is_setting(key) => settings.push((key.to_owned(), value.to_owned())),
                 _ if is_without_meaning(below) => {}
                 key => {
@@ -472,6 +474,7 @@ impl Change {
         *cache = self.cache.unwrap_or(*cache);
         cache.direct = self.direct.unwrap_or(cache.direct);
         cache.without_barrier = self.without_barrier.unwrap_or(cache.without_barrier);
+        opening.lazy_refcounts = self.lazy_refcounts.or(opening.lazy_refcounts);
     }
 }
 

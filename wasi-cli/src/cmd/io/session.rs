@@ -6,11 +6,12 @@ use std::rc::Rc;
 use oxcow::{Image, OpenOptions};
 
 use super::commands;
-use crate::failure::Failure;
+use crate::failure::{Failure, of_snapshot_table};
 use crate::file::{FileStorage, block_on};
-use crate::name::Name;
+use crate::name::{Name, read_switch};
+use crate::node::looks_at_inactive_l2;
 use crate::open::{self, Handling, Source, check_cache_mode};
-use crate::{console, out};
+use crate::{console, out, outln};
 
 /// When writes reach the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +104,8 @@ pub struct Opening {
     /// Whether what is written is forgotten at the end.
     pub scratch: bool,
     pub copy_on_read: bool,
+    /// Whether the file's refcounts may be left behind.
+    pub lazy_refcounts: Option<bool>,
 }
 
 impl Opening {
@@ -127,6 +130,17 @@ impl Opening {
         Ok(name)
     }
 
+    /// Whether a crash may leave refcounts that must be counted anew: only where who opens the image says so. That the
+    /// image allows it is no reason to leave one behind that is not whole.
+    fn lazy(&self, name: &Name) -> Result<bool, Failure> {
+        const KEY: &str = "lazy-refcounts";
+        let told = match name.option(KEY) {
+            Some(value) => Some(read_switch(KEY, value).map_err(|error| self.failed(&error))?),
+            None => None,
+        };
+        Ok(self.lazy_refcounts.or(told).unwrap_or(false))
+    }
+
     fn open(self) -> Result<Open, Failure> {
         let name = self.name()?;
         // What the name says counts more than -r.
@@ -145,12 +159,23 @@ impl Opening {
         let image = open::open_with(&name, &options, handling).map_err(|e| self.failed(&e))?;
         open::check_readable(&image).map_err(|error| self.failed(&error))?;
         image.set_copy_on_read(self.copy_on_read);
+        image.set_lazy_refcounts(self.lazy(&name)?);
         Ok(Open {
+            refusal: refusal(&name, &image),
             guessed_raw: open::is_guessed_raw(&name, &image),
             image: Rc::new(image),
             writable,
             opening: self,
         })
+    }
+}
+
+/// Why nothing can be written over what snapshots have, if it is asked that this be made sure of.
+fn refusal(name: &Name, image: &Image<FileStorage>) -> Option<&'static str> {
+    let qcow2 = image.top().as_qcow2()?;
+    match looks_at_inactive_l2(&name.node.settings) {
+        true => of_snapshot_table(&qcow2.check_snapshot_tables().err()?),
+        false => None,
     }
 }
 
@@ -161,6 +186,8 @@ pub struct Open {
     pub writable: bool,
     /// Whether its first sector must not become what could be taken for another format.
     pub guessed_raw: bool,
+    /// Why nothing can be written, in the system's words.
+    pub refusal: Option<&'static str>,
     pub opening: Opening,
 }
 
@@ -313,6 +340,13 @@ impl<'a> Session<'a> {
         }
         if command.writes && self.open.as_ref().is_some_and(|open| !open.writable) {
             return self.complain("Block node is read-only");
+        }
+        if command.writes
+            && let Some(word) = self.open.as_ref().and_then(|open| open.refusal)
+        {
+            self.complain(format!("Failed to flush the refcount block cache: {word}"));
+            outln!("{} failed: {word}", command.name);
+            return Done::Badly;
         }
         let done = (command.run)(self, command, args);
         // What a command shows is seen before the next one runs, however long that takes.

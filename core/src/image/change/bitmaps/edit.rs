@@ -68,6 +68,7 @@ impl<S: Storage> Image<S> {
         let _held = Exclusive::new(&engine).await?;
         let mut edit = Edit::begin(&engine).await?;
         edit.check_new(name)?;
+        edit.renew_tables().await?;
         let bitmap = edit.empty(&bitmap).await?;
         edit.push(bitmap);
         edit.finish().await
@@ -277,6 +278,25 @@ impl<'e, 'a, S: Storage> Edit<'e, 'a, S> {
         let index = self.find(name)?;
         check_consistent(&self.entries[index].bitmap)?;
         Ok(index)
+    }
+
+    /// Writes the tables of all bitmaps anew, as QEMU does whenever it stores bitmaps: what it leaves free in front of
+    /// them is where everybody's next tables go.
+    async fn renew_tables(&mut self) -> Result<()> {
+        for index in 0..self.entries.len() {
+            let old = self.entries[index].bitmap.clone();
+            if old.flags.in_use() {
+                continue; // Nobody knows what it should say.
+            }
+            let Ok(table) = self.shadow.engine.read_bitmap_table(&old).await else {
+                continue; // Nor can this one be read; what is added does not need it.
+            };
+            let bytes = u64::from(old.table_entries) * 8;
+            self.shadow.free_table(old.table.0, bytes).await?;
+            let new = self.with_table(&old, &table).await?;
+            self.entries[index].set(new);
+        }
+        Ok(())
     }
 
     /// The clusters of a bitmap's table and bits are free in the new state.

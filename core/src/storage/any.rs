@@ -1,5 +1,4 @@
-//! A storage of any kind behind one type: so the engine, which is generic over its storage, is compiled once for all
-//! the kinds that the tests have, and not once for each.
+//! A storage of any kind behind one type.
 
 use std::fmt;
 use std::io;
@@ -7,15 +6,19 @@ use std::rc::Rc;
 
 use futures_util::FutureExt;
 use futures_util::future::LocalBoxFuture;
-use oxcow::Storage;
-use oxcow::storage::Stretch;
+
+use crate::storage::{Storage, Stretch};
 
 /// Any storage; clones are the same one.
+///
+/// All files of an image are of one type: with this one they may differ, and the engine, which is generic over its
+/// storage, is compiled once for all kinds. Each call is a future of its own in memory.
 #[derive(Clone)]
 pub struct AnyStorage(Rc<dyn Boxed>);
 
 impl AnyStorage {
-    /// This one.
+    /// `storage`, as one of any kind.
+    #[must_use]
     pub fn new(storage: impl Storage + 'static) -> Self {
         Self(Rc::new(storage))
     }
