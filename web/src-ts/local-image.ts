@@ -218,18 +218,20 @@ export class LocalImage implements DiskImage {
 
   async write(offset: Size, bytes: Uint8Array, options: { signal?: AbortSignal } = {}): Promise<void> {
     // What has to wait is copied: the caller may go on to use its bytes.
-    if (this.#writeNow(offset, bytes, options)) return;
+    const written = this.#writeNow(offset, bytes, options);
+    if (written === 2) await this.#run((engine) => engine.turnIfDue());
+    if (written) return;
     await this.#change((engine, control) => {
       toRange({ start: offset, length: bytes.length }, this.virtualSize);
       return engine.write(toBigInt(offset, 'offset'), bytes, control);
     }, options);
   }
 
-  /** Whether it could be written at once: over data in place. */
-  #writeNow(offset: Size, bytes: Uint8Array, { signal }: { signal?: AbortSignal }): boolean {
+  /** Whether it could be written at once, over data in place: 0 if not, 2 if others are to have a turn now. */
+  #writeNow(offset: Size, bytes: Uint8Array, { signal }: { signal?: AbortSignal }): 0 | 1 | 2 {
     const engine = this.#open;
-    if (!this.#isFree || !engine.writable || typeof offset !== 'number' || signal?.aborted) return false;
-    return bytes instanceof Uint8Array && (engine as EngineImage).writeNow(offset, bytes);
+    if (!this.#isFree || !engine.writable || typeof offset !== 'number' || signal?.aborted) return 0;
+    return bytes instanceof Uint8Array ? (engine as EngineImage).writeNow(offset, bytes) : 0;
   }
 
   writeCompressed(offset: Size, bytes: Uint8Array, options: { signal?: AbortSignal } = {}): Promise<void> {

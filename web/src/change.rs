@@ -8,6 +8,7 @@ use crate::control::Control;
 use crate::create::preallocation;
 use crate::error::to_record;
 use crate::image::{EngineImage, JsResult};
+use crate::storage::turn_is_due;
 
 #[wasm_bindgen]
 impl EngineImage {
@@ -18,24 +19,30 @@ impl EngineImage {
         control.run(write).await.map_err(|error| to_record(&error))
     }
 
-    /// As [`write`](Self::write), from the caller's bytes straight into the storage and before it returns. `false` where
-    /// that cannot be, for whatever reason: then a part may have been written, and `write` does it or tells why not.
+    /// As [`write`](Self::write), from the caller's bytes straight into the storage and before it returns. 0 where that
+    /// cannot be, for whatever reason: then a part may have been written, and `write` does it or tells why not; 1 where
+    /// it is done; 2 where it is done and the event loop is due ([`turn_if_due`](Self::turn_if_due)).
     #[wasm_bindgen(js_name = writeNow)]
-    pub fn write_now(&self, offset: f64, bytes: &Uint8Array) -> bool {
+    pub fn write_now(&self, offset: f64, bytes: &Uint8Array) -> u32 {
         if offset.fract() != 0.0 || offset < 0.0 || !self.file.storage.writes_at_once() {
-            return false;
+            return 0;
         }
         let view = self.view();
         let length = bytes.length() as usize;
         let at = GuestOffset(offset as u64);
-        view.image
-            .overwrite_now(at, length, |storage, host, part| match part.len() {
-                all if all == length => storage.write_now(host.0, bytes),
-                _ => {
-                    let part = bytes.subarray(part.start as u32, part.end as u32);
-                    storage.write_now(host.0, &part)
-                }
-            })
+        let written =
+            view.image
+                .overwrite_now(at, length, |storage, host, part| match part.len() {
+                    all if all == length => storage.write_now(host.0, bytes),
+                    _ => {
+                        let part = bytes.subarray(part.start as u32, part.end as u32);
+                        storage.write_now(host.0, &part)
+                    }
+                });
+        match written {
+            true => 1 + u32::from(turn_is_due()),
+            false => 0,
+        }
     }
 
     /// Writes whole clusters compressed.

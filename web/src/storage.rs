@@ -111,11 +111,11 @@ impl WebStorage {
             .is_some_and(|storage| !turn_is_due() && storage.read_now(offset, into))
     }
 
-    /// Whether a write may be tried with [`write_now`](Self::write_now): the event loop is not due.
+    /// Whether a write may be tried with [`write_now`](Self::write_now).
     #[cfg(feature = "write")]
     pub fn writes_at_once(&self) -> bool {
         self.direct()
-            .is_some_and(|storage| !turn_is_due() && storage.writes_at_once.get())
+            .is_some_and(|storage| storage.writes_at_once.get())
     }
 
     /// Writes `bytes` at byte `offset`, and tells whether that was done when it returned.
@@ -138,7 +138,8 @@ impl WebStorage {
     }
 }
 
-fn turn_is_due() -> bool {
+/// Whether the event loop is to turn before long, so that nothing else has to wait.
+pub fn turn_is_due() -> bool {
     js_sys::Date::now() - LAST_TURN.get() > WORK_MS
 }
 

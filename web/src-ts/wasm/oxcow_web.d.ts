@@ -51,8 +51,8 @@ export class EngineImage extends EngineReader {
     control: EngineControl,
   ): Promise<EngineImage>;
   write(offset: bigint, bytes: Uint8Array, control: EngineControl): Promise<void>;
-  /** As `write`, at once and over data in place; `false`: not done, for whatever reason. */
-  writeNow(offset: number, bytes: Uint8Array): boolean;
+  /** As `write`, at once and over data in place. 0: not done, for whatever reason; 2: done, and `turnIfDue` is due. */
+  writeNow(offset: number, bytes: Uint8Array): 0 | 1 | 2;
   writeCompressed(offset: bigint, bytes: Uint8Array, control: EngineControl): Promise<void>;
   writeZeroes(offset: bigint, length: bigint, unmap: boolean, control: EngineControl): Promise<void>;
   discard(offset: bigint, length: bigint, control: EngineControl): Promise<void>;
