@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::image::{Extent, Image};
-use crate::storage::Storage;
+use crate::storage::{Buffer, Storage};
 use crate::units::{GuestOffset, SECTOR};
 
 /// How much of each disk is read at once, in bytes.
@@ -47,7 +47,7 @@ pub struct Failed {
 struct Disk<'a, S> {
     image: &'a Image<S>,
     side: Side,
-    buf: Vec<u8>,
+    buf: Buffer,
     /// The extent found last, and where it starts: the other disk may cut it into many pieces.
     last: Option<(u64, Extent)>,
 }
@@ -57,7 +57,7 @@ impl<'a, S: Storage> Disk<'a, S> {
         Self {
             image,
             side,
-            buf: Vec::new(),
+            buf: Buffer::default(),
             last: None,
         }
     }
@@ -108,7 +108,7 @@ impl<'a, S: Storage> Disk<'a, S> {
     }
 
     async fn read(&mut self, offset: u64, length: u64) -> Result<&[u8], Failed> {
-        self.buf.resize(length as usize, 0);
+        self.buf.resize(length as usize);
         let result = self.image.read_at(GuestOffset(offset), &mut self.buf).await;
         result.map_err(|source| Failed {
             side: self.side,

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::image::{Image, Layer};
 use crate::map::data_clusters;
 use crate::qcow2::{MAX_L1_BYTES, RefcountWidth, Version};
-use crate::storage::Storage;
+use crate::storage::{Buffer, Storage};
 use crate::units::{ClusterSize, GuestOffset, SECTOR};
 
 /// Sizes of a file, in bytes. Field names are those of `qemu-img measure --output=json`.
@@ -116,16 +116,16 @@ pub async fn qcow2_from<S: Storage>(image: &Image<S>, target: &Qcow2Target) -> R
 async fn content<S: Storage>(image: &Image<S>, cluster: ClusterSize) -> Result<u64> {
     let size = image.virtual_size();
     let piece = cluster.len().max(1 << 20);
-    let mut buffer = vec![0; piece.min(size as usize)];
+    let mut buffer = Buffer::default();
     let mut clusters = u64::from(size > 0);
     let mut at = 0;
     while at < size {
-        let bytes = &mut buffer[..(size - at).min(piece as u64) as usize];
-        image.read_at(GuestOffset(at), bytes).await?;
+        buffer.resize((size - at).min(piece as u64) as usize);
+        image.read_at(GuestOffset(at), &mut buffer).await?;
         let used = |(index, bytes): (usize, &[u8])| at + index as u64 > 0 && !is_zero(bytes);
-        let count = bytes.chunks(cluster.len()).enumerate();
+        let count = buffer.chunks(cluster.len()).enumerate();
         clusters += count.filter(|part| used(*part)).count() as u64;
-        at += bytes.len() as u64;
+        at += buffer.len() as u64;
     }
     Ok(clusters << cluster.bits())
 }

@@ -9,7 +9,7 @@
 use crate::convert::{Failed, Step, Watch, is_zero};
 use crate::error::Error;
 use crate::image::{Image, Layer, ZeroMode};
-use crate::storage::Storage;
+use crate::storage::{Buffer, Storage};
 use crate::units::GuestOffset;
 
 /// How the differences are looked for.
@@ -78,15 +78,23 @@ pub async fn keep_differences<S: Storage, T: Storage>(
         old_end: image.layers().get(1).map_or(0, Layer::virtual_size),
     };
     let size = image.virtual_size();
+    let mut contents = Contents::default();
     let mut at = 0;
     while at < size {
-        at = comparison.step(at).await?;
+        at = comparison.step(at, &mut contents).await?;
         if !watch.progress(at.min(size), size) {
             return Err(Failed::at(Step::Reading, at)(Error::Cancelled));
         }
     }
     let flushed = image.flush().await;
     flushed.map_err(Failed::at(Step::Flushing, size))
+}
+
+/// What is compared.
+#[derive(Default)]
+struct Contents {
+    old: Buffer,
+    new: Buffer,
 }
 
 struct Comparison<'a, S, T> {
@@ -101,7 +109,7 @@ struct Comparison<'a, S, T> {
 
 impl<S: Storage, T: Storage> Comparison<'_, S, T> {
     /// Looks at the disk from byte `at` on, which begins a granule, and returns how far.
-    async fn step(&self, at: u64) -> Result<u64, Failed> {
+    async fn step(&self, at: u64, contents: &mut Contents) -> Result<u64, Failed> {
         let size = self.image.virtual_size();
         let buffer = (self.options.buffer as u64).max(self.granule) / self.granule * self.granule;
         let mut end = at;
@@ -126,7 +134,7 @@ impl<S: Storage, T: Storage> Comparison<'_, S, T> {
             end += whole.max(self.granule);
         }
         let end = end.min(at + buffer).min(size);
-        self.compare(at, end).await?;
+        self.compare(at, end, contents).await?;
         Ok(end)
     }
 
@@ -161,20 +169,25 @@ impl<S: Storage, T: Storage> Comparison<'_, S, T> {
     }
 
     /// Compares granule by granule, and writes those that differ.
-    async fn compare(&self, start: u64, end: u64) -> Result<(), Failed> {
+    async fn compare(&self, start: u64, end: u64, contents: &mut Contents) -> Result<(), Failed> {
         let reading = || Failed::at(Step::Reading, start);
         let length = (end - start) as usize;
-        let mut old = vec![0; length];
-        let read = self.image.read_at(GuestOffset(start), &mut old).await;
+        let Contents { old, new } = contents;
+        old.resize(length);
+        let read = self.image.read_at(GuestOffset(start), old).await;
         read.map_err(reading())?;
-        let mut new = vec![0; length];
-        if let Some(image) = self.new.filter(|new| new.virtual_size() > start) {
-            let there = (image.virtual_size() - start).min(end - start);
-            let read = image
-                .read_at(GuestOffset(start), &mut new[..there as usize])
-                .await;
-            read.map_err(reading())?;
-        }
+        new.resize(length);
+        let behind = match self.new.filter(|new| new.virtual_size() > start) {
+            Some(image) => {
+                let there = (image.virtual_size() - start).min(end - start);
+                let (there, behind) = new.split_at_mut(there as usize);
+                let read = image.read_at(GuestOffset(start), there).await;
+                read.map_err(reading())?;
+                behind
+            }
+            None => &mut new[..],
+        };
+        behind.fill(0);
         let granule = self.granule as usize;
         let mut done = 0;
         while done < length {

@@ -8,12 +8,14 @@ mod buffer;
 mod sparse;
 mod turn;
 mod windowed;
+mod zeros;
 
 pub use any::AnyStorage;
-pub(crate) use buffer::Buffer;
+pub use buffer::Buffer;
 pub use sparse::SparseMemory;
 pub use turn::give_way;
 pub use windowed::{WindowOptions, WindowedStorage};
+pub(crate) use zeros::in_zeros;
 
 /// A resizable array of bytes that holds an image: a file, a browser's file handle, an HTTP resource.
 ///
@@ -81,66 +83,47 @@ pub struct Stretch {
     pub zero: bool,
 }
 
-/// A storage that somebody else owns.
-impl<S: Storage + ?Sized> Storage for &S {
-    async fn len(&self) -> io::Result<u64> {
-        (**self).len().await
-    }
+/// What leads to a storage is one.
+macro_rules! storage_behind {
+    ($(#[$doc:meta] $pointer:ty),+ $(,)?) => {$(
+        #[$doc]
+        impl<S: Storage + ?Sized> Storage for $pointer {
+            async fn len(&self) -> io::Result<u64> {
+                (**self).len().await
+            }
 
-    async fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
-        (**self).read_at(offset, buf).await
-    }
+            async fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+                (**self).read_at(offset, buf).await
+            }
 
-    async fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        (**self).write_at(offset, data).await
-    }
+            async fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+                (**self).write_at(offset, data).await
+            }
 
-    async fn set_len(&self, len: u64) -> io::Result<()> {
-        (**self).set_len(len).await
-    }
+            async fn set_len(&self, len: u64) -> io::Result<()> {
+                (**self).set_len(len).await
+            }
 
-    async fn flush(&self) -> io::Result<()> {
-        (**self).flush().await
-    }
+            async fn flush(&self) -> io::Result<()> {
+                (**self).flush().await
+            }
 
-    fn queue_depth(&self) -> usize {
-        (**self).queue_depth()
-    }
+            fn queue_depth(&self) -> usize {
+                (**self).queue_depth()
+            }
 
-    async fn stretch_at(&self, offset: u64, max: u64) -> io::Result<Stretch> {
-        (**self).stretch_at(offset, max).await
-    }
+            async fn stretch_at(&self, offset: u64, max: u64) -> io::Result<Stretch> {
+                (**self).stretch_at(offset, max).await
+            }
+        }
+    )+};
 }
 
-/// A storage that several own.
-impl<S: Storage + ?Sized> Storage for Rc<S> {
-    async fn len(&self) -> io::Result<u64> {
-        (**self).len().await
-    }
-
-    async fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
-        (**self).read_at(offset, buf).await
-    }
-
-    async fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        (**self).write_at(offset, data).await
-    }
-
-    async fn set_len(&self, len: u64) -> io::Result<()> {
-        (**self).set_len(len).await
-    }
-
-    async fn flush(&self) -> io::Result<()> {
-        (**self).flush().await
-    }
-
-    fn queue_depth(&self) -> usize {
-        (**self).queue_depth()
-    }
-
-    async fn stretch_at(&self, offset: u64, max: u64) -> io::Result<Stretch> {
-        (**self).stretch_at(offset, max).await
-    }
+storage_behind! {
+    /// A storage that somebody else owns.
+    &S,
+    /// A storage that several own.
+    Rc<S>,
 }
 
 /// Fills all of `buf`; an error where the storage ends before.

@@ -27,3 +27,4 @@ pub mod schedules;
 pub mod scratch;
 pub mod scripts;
 pub mod strace;
+mod watchdog;

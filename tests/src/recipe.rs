@@ -118,7 +118,7 @@ impl Step {
             Self::Crash(file, commands) => {
                 let mut commands = commands.clone();
                 commands.push("abort".to_owned());
-                // SIGABRT, as `timeout` passes it on.
+                // SIGABRT.
                 tool(Tool::Io, dir, &io_args(file, &commands), 134)
             }
             Self::Raw(file, len, seed) => fs::write(dir.join(file), raw_content(*len, *seed))

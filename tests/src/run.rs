@@ -9,9 +9,7 @@ use std::time::Duration;
 
 use wait4::Wait4;
 
-/// How long any program may take before it counts as hanging. Long, because the machine may be busy: what
-/// is measured is CPU time.
-const HANGS_AFTER: &str = "120";
+use crate::watchdog;
 
 /// What a program did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,10 +29,8 @@ pub struct Outcome {
 /// A command that works in `dir`, with nothing in its environment that changes output between machines.
 #[must_use]
 pub fn command(program: impl AsRef<OsStr>, dir: &Path) -> Command {
-    let mut command = Command::new("timeout");
-    command.args(["-s", "KILL", HANGS_AFTER]);
+    let mut command = Command::new(program);
     command
-        .arg(program)
         .current_dir(dir)
         .env("TZ", "UTC0")
         .env("LC_ALL", "C")
@@ -54,6 +50,7 @@ pub fn run(command: &mut Command) -> Outcome {
         .stderr(Stdio::piped())
         .spawn();
     let mut child = spawned.unwrap_or_else(|error| panic!("{command:?} does not start: {error}"));
+    let watched = watchdog::watch(child.id());
     let mut stderr = child.stderr.take().expect("stderr is piped");
     let errors = std::thread::spawn(move || {
         let mut bytes = Vec::new();
@@ -71,6 +68,7 @@ pub fn run(command: &mut Command) -> Outcome {
         .expect("the reader does not panic")
         .expect("a pipe can be read");
     let usage = child.wait4().expect("a child can be waited for");
+    drop(watched);
     Outcome {
         code: usage
             .status

@@ -104,7 +104,6 @@ impl Life {
     }
 
     fn spawn(&self, args: &[&str]) -> Result<Child, String> {
-        // Not by way of `timeout`, which would be killed instead.
         let words = self.build.words("oxcow", None);
         Process::new(&words[0])
             .args(&words[1..])

@@ -1,8 +1,10 @@
-//! Standard output and error, which are often read merged: in the order in which they were written.
+//! Standard output and error. In a terminal they stand in the order in which they were written; elsewhere standard
+//! output is kept until there is much of it, as C programs keep it, so that scripts which merge the two find them in
+//! qemu-img's order.
 
 use std::cell::RefCell;
 use std::fmt;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
 
 struct Output {
     stdout: BufWriter<io::Stdout>,
@@ -33,7 +35,7 @@ pub fn write(args: fmt::Arguments<'_>) {
     });
 }
 
-/// Makes everything written so far visible, as before a progress line or a line on standard error.
+/// Makes everything written so far visible, as before a progress line.
 pub fn flush() {
     OUTPUT.with_borrow_mut(|output| {
         if output.error.is_none() {
@@ -43,14 +45,16 @@ pub fn flush() {
     });
 }
 
-/// Writes one line to standard error, after everything that was written to standard output before it.
+/// Writes one line to standard error; in a terminal after everything that was written to standard output before it.
 pub fn error_line(text: &str) {
     error_text(&format!("{text}\n"));
 }
 
 /// Writes to standard error without a line end.
 pub fn error_text(text: &str) {
-    flush();
+    if io::stdout().is_terminal() {
+        flush();
+    }
     // Nobody is left to tell when standard error itself fails.
     let _ = io::stderr().lock().write_all(text.as_bytes());
 }

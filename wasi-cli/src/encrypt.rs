@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use oxcow::create::NewEncryption;
-use oxcow::crypto::{Hash, LuksInfo, LuksOptions, MIN_ROUNDS, NewLuksHeader};
+use oxcow::crypto::{Hash, LuksInfo, LuksOptions, MIN_ROUNDS, NewLuksHeader, Passphrase};
 use oxcow::image::KeyChange;
 use oxcow::info::{self, EncryptInfo, FormatSpecific};
 use oxcow::{Image, OpenOptions};
@@ -27,8 +27,6 @@ pub fn of_qcow2(options: &CreateOptions) -> Result<Option<NewEncryption>, String
         None if options.is_on("encryption") => "aes",
         None => return Ok(None),
     };
-    let key = options.get("encrypt.key-secret");
-    let key = key.ok_or("Parameter 'encrypt.key-secret' is required for cipher")?;
     match format {
         "aes" => {
             let others = [
@@ -42,12 +40,10 @@ pub fn of_qcow2(options: &CreateOptions) -> Result<Option<NewEncryption>, String
             let others = others.map(|name| format!("encrypt.{name}"));
             match others.iter().find(|name| options.get(name).is_some()) {
                 Some(name) => Err(format!("Parameter '{name}' is unexpected")),
-                None => secret::get(key).map(|_| Some(NewEncryption::Aes)),
+                None => key(options, "encrypt.").map(|_| Some(NewEncryption::Aes)),
             }
         }
-        _ => luks(options, "encrypt.", key)
-            .map(NewEncryption::Luks)
-            .map(Some),
+        _ => luks(options, "encrypt.").map(NewEncryption::Luks).map(Some),
     }
 }
 
@@ -56,26 +52,34 @@ pub fn header_bytes_of_qcow2(options: &CreateOptions) -> Result<u64, String> {
     if options.get("encrypt.format") != Some("luks") {
         return Ok(0); // The old encryption has no header.
     }
-    let key = options.get("encrypt.key-secret");
-    let key = key.ok_or("Parameter 'encrypt.key-secret' is required for cipher")?;
-    let luks = luks_options(options, "encrypt.")?;
-    secret::get(key)?;
+    header_bytes(options, "encrypt.")
+}
+
+/// How long the header of a plain LUKS image with these options would be, in bytes.
+pub fn header_bytes_of_luks(options: &CreateOptions) -> Result<u64, String> {
+    header_bytes(options, "")
+}
+
+fn header_bytes(options: &CreateOptions, prefix: &str) -> Result<u64, String> {
+    let (luks, _) = luks_and_key(options, prefix)?;
     luks.header_bytes().map_err(|error| error.to_string())
+}
+
+/// Refuses options of a plain LUKS image that mean nothing.
+pub fn check_luks_words(options: &CreateOptions) -> Result<(), String> {
+    match options.get("detached-header") {
+        Some(_) => Err("Parameter 'detached-header' is unexpected".to_owned()),
+        None => luks_options(options, "").map(drop),
+    }
 }
 
 /// The header of a plain LUKS image with these options.
 pub fn of_luks(options: &CreateOptions) -> Result<NewLuksHeader, String> {
-    if options.get("detached-header").is_some() {
-        return Err("Parameter 'detached-header' is unexpected".to_owned());
-    }
-    let key = options.get("key-secret");
-    let key = key.ok_or("Parameter 'key-secret' is required for cipher")?;
-    luks(options, "", key)
+    luks(options, "")
 }
 
-fn luks(options: &CreateOptions, prefix: &str, key: &str) -> Result<NewLuksHeader, String> {
-    let luks = luks_options(options, prefix)?;
-    let passphrase = secret::get(key)?;
+fn luks(options: &CreateOptions, prefix: &str) -> Result<NewLuksHeader, String> {
+    let (luks, passphrase) = luks_and_key(options, prefix)?;
     let time = options.number(&format!("{prefix}iter-time"));
     let time = time.filter(|&time| time > 0).unwrap_or(ITER_TIME);
     let timed = with_rounds(luks, time)?;
@@ -83,12 +87,32 @@ fn luks(options: &CreateOptions, prefix: &str, key: &str) -> Result<NewLuksHeade
     header.map_err(|error| error.to_string())
 }
 
-/// What the options say about ciphers, by QEMU's names.
-pub fn luks_options(options: &CreateOptions, prefix: &str) -> Result<LuksOptions, String> {
+fn key(options: &CreateOptions, prefix: &str) -> Result<Passphrase, String> {
+    let name = format!("{prefix}key-secret");
+    let key = options.get(&name);
+    secret::get(key.ok_or_else(|| format!("Parameter '{name}' is required for cipher"))?)
+}
+
+fn luks_and_key(
+    options: &CreateOptions,
+    prefix: &str,
+) -> Result<(LuksOptions, Passphrase), String> {
+    let wanted = luks_options(options, prefix)?;
+    // Words that mean nothing are told of before a missing key, and what is not supported after it.
+    let passphrase = key(options, prefix)?;
+    Ok((wanted?, passphrase))
+}
+
+/// What the options say about ciphers, by QEMU's names, where they are all words that mean something; within, whether
+/// that can be done.
+fn luks_options(
+    options: &CreateOptions,
+    prefix: &str,
+) -> Result<Result<LuksOptions, String>, String> {
     let get = |name: &str| options.get(&format!("{prefix}{name}"));
     let unknown =
         |name: &str, value: &str| format!("Parameter '{name}' does not accept value '{value}'");
-    let default = LuksOptions::default();
+    let mut unsupported = Vec::new();
     let key_bits = match get("cipher-alg") {
         None | Some("aes-256") => 256,
         Some("aes-192") => 192,
@@ -96,7 +120,10 @@ pub fn luks_options(options: &CreateOptions, prefix: &str) -> Result<LuksOptions
         Some(
             other @ ("des" | "3des" | "cast5-128" | "serpent-128" | "serpent-192" | "serpent-256"
             | "twofish-128" | "twofish-192" | "twofish-256" | "sm4"),
-        ) => return Err(format!("Algorithm '{other}' is not supported")),
+        ) => {
+            unsupported.push(format!("Algorithm '{other}' is not supported"));
+            256
+        }
         Some(other) => return Err(unknown("cipher-alg", other)),
     };
     let mode = match get("cipher-mode") {
@@ -104,11 +131,12 @@ pub fn luks_options(options: &CreateOptions, prefix: &str) -> Result<LuksOptions
         Some(mode @ ("xts" | "cbc" | "ecb" | "ctr")) => mode,
         Some(other) => return Err(unknown("cipher-mode", other)),
     };
-    let hash = |name: &str| -> Result<Option<Hash>, String> {
+    let mut hash = |name: &str| -> Result<Option<Hash>, String> {
         match get(name) {
             None => Ok(None),
             Some(other @ ("md5" | "ripemd160" | "sm3")) => {
-                Err(format!("Hash '{other}' is not supported"))
+                unsupported.push(format!("Hash '{other}' is not supported"));
+                Ok(None)
             }
             Some(other) => Hash::from_name(other)
                 .map(Some)
@@ -127,10 +155,15 @@ pub fn luks_options(options: &CreateOptions, prefix: &str) -> Result<LuksOptions
         cipher_mode: mode.to_owned(),
         ivgen,
         hash: hash("hash-alg")?.unwrap_or(Hash::Sha256),
-        ..default
+        ..LuksOptions::default()
     };
-    luks.check().map_err(|error| error.to_string())?;
-    Ok(luks)
+    Ok(match unsupported.into_iter().next() {
+        Some(what) => Err(what),
+        None => luks
+            .check()
+            .map(|()| luks)
+            .map_err(|error| error.to_string()),
+    })
 }
 
 /// The same with as many rounds as this machine does in `milliseconds`; an eighth of that for what the master

@@ -152,6 +152,14 @@ pub fn words(error: &Error) -> String {
     after_corruption(error).map_or_else(|| error.to_string(), str::to_owned)
 }
 
+/// As [`of_snapshot_table`], after the error itself has been told, as QEMU does where it goes on to say what that
+/// prevents.
+pub fn told_of_snapshot_table(error: &Error) -> Option<&'static str> {
+    let word = of_snapshot_table(error)?;
+    console::error_line(&format!("{}: {error}", crate::program()));
+    Some(word)
+}
+
 /// The system's word for what QEMU calls a snapshot whose L1 table cannot be where it should; `None` of other errors.
 pub fn of_snapshot_table(error: &Error) -> Option<&'static str> {
     let Error::Corrupt { what, place } = error else {

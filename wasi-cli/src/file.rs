@@ -146,7 +146,7 @@ impl FileStorage {
         }
     }
 
-    /// The bytes that the file occupies on its disk; `None` where the system does not tell (WASI).
+    /// The bytes that the file occupies on its disk; `None` where the system does not tell.
     pub fn allocated(&self) -> Option<u64> {
         match &self.file {
             Content::File(file) => system::allocated(file),

@@ -1,8 +1,9 @@
 //! What options say of an image beyond where its file is: of the image below it, of its data file, and how
 //! QEMU's engine would be tuned, which is checked and has no effect here.
 
-use oxcow::Instead;
+use oxcow::{Image, Instead};
 
+use crate::file::FileStorage;
 use crate::name::{Options, is_without_meaning, read_switch};
 use crate::size;
 
@@ -175,15 +176,21 @@ pub fn looks_at_inactive_l2(settings: &Options) -> bool {
         .iter()
         .rev()
         .find_map(|(key, value)| match &key[..] {
-            "overlap-check.inactive-l2" => Some(matches!(&value[..], "on" | "yes" | "true" | "y")),
+            "overlap-check.inactive-l2" => Some(read_switch(key, value) == Ok(true)),
             "overlap-check" | "overlap-check.template" => Some(value == "all"),
             _ => None,
         });
     last.unwrap_or(false)
 }
 
-/// Whether a qcow2 image with clusters of `cluster` bytes could be tuned so.
-pub fn check_settings(settings: &Options, cluster: u64) -> Result<(), String> {
+/// Whether the image could be tuned so.
+pub fn check_settings(settings: &Options, image: &Image<FileStorage>) -> Result<(), String> {
+    let (cluster, most_tables) = image.top().as_qcow2().map_or((1, 0), |qcow2| {
+        let header = qcow2.header();
+        let entry_bytes = header.l2_entry_bytes();
+        let entries = header.cluster_size.count_for(header.size);
+        (header.cluster_size.bytes(), entries * entry_bytes)
+    });
     let get = |key: &str| {
         let found = settings.iter().rev().find(|(name, _)| name == key);
         found.map(|(_, value)| value.as_str())
@@ -221,6 +228,11 @@ pub fn check_settings(settings: &Options, cluster: u64) -> Result<(), String> {
         return Err(format!(
             "L2 cache entry size must be a power of two between 512 and the cluster size ({cluster})"
         ));
+    }
+    // Of a cache that could hold more than all tables the rest does not count.
+    let l2 = l2.unwrap_or(0).min(most_tables);
+    if l2 / entry.unwrap_or(cluster) > i32::MAX as u64 {
+        return Err("L2 cache size too big".to_owned());
     }
     if refcounts.unwrap_or(0) / cluster > i32::MAX as u64 {
         return Err("Refcount cache size too big".to_owned());

@@ -281,11 +281,10 @@ pub fn open_with(
     }
     check_keys(&image, &name.keys)?;
     if let Some(qcow2) = image.top().as_qcow2() {
-        let cluster = qcow2.header().cluster_size.bytes();
-        node::check_settings(&name.node.settings, cluster)
+        node::check_settings(&name.node.settings, &image)
             .map_err(|error| Error::Refused(error.into()))?;
         let lazy = name.option("lazy-refcounts").unwrap_or("off");
-        if qcow2.header().version == Version::V2 && matches!(lazy, "on" | "yes" | "true" | "y") {
+        if qcow2.header().version == Version::V2 && name::read_switch("", lazy) == Ok(true) {
             return Err(Error::Refused(
                 "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level"
                     .into(),
@@ -497,11 +496,20 @@ impl SandboxResolver {
     }
 }
 
+/// What an image asks for, as seen from the working folder: a backing file's name is relative to the image's folder,
+/// that of a data file to the working folder, as QEMU has it.
+fn full_name(wanted: &Wanted<'_>) -> String {
+    match wanted.role {
+        Role::Backing => name::resolve(wanted.base, wanted.name),
+        Role::DataFile => wanted.name.to_owned(),
+    }
+}
+
 impl Resolver for SandboxResolver {
     type Storage = FileStorage;
 
     fn passphrase(&self, wanted: &Wanted<'_>) -> Result<Option<Passphrase>, Error> {
-        let full = name::resolve(wanted.base, wanted.name);
+        let full = full_name(wanted);
         let refused = |what: String| Error::Refused(what.into());
         let keys = Name::parse(&full).map_err(refused)?.keys;
         let own = keys.iter().find(|key| key.depth == 0);
@@ -510,7 +518,7 @@ impl Resolver for SandboxResolver {
     }
 
     async fn resolve(&self, wanted: &Wanted<'_>) -> Result<File<FileStorage>, Error> {
-        let full = name::resolve(wanted.base, wanted.name);
+        let full = full_name(wanted);
         self.open(&full, wanted).map_err(|source| {
             let source = match source {
                 // Its name stands before it already.

@@ -5,6 +5,8 @@ mod encrypted;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use base64::{DecodeError, Engine, alphabet};
 use oxcow::crypto::Passphrase;
 use serde_json::Value;
 
@@ -139,11 +141,10 @@ fn define_fields(fields: &Fields) -> Result<(), String> {
         None => decoded(data)?,
         Some(keyid) => {
             let key = master_key(keyid, id)?;
-            encrypted::check_key(&key)?;
+            let key = encrypted::key(&key)?;
             let iv = get("iv").ok_or("IV is required to decrypt secret")?;
             let iv = decode_base64(iv.as_bytes())?;
-            encrypted::check_iv(&iv)?;
-            encrypted::decrypt(&key, &iv, decoded(data)?)?
+            encrypted::decrypt(key, encrypted::iv(&iv)?, decoded(data)?)?
         }
     };
     let old = SECRETS.with_borrow_mut(|secrets| match secrets.contains_key(id) {
@@ -170,26 +171,20 @@ fn master_key(keyid: &str, id: &str) -> Result<Vec<u8>, String> {
     })
 }
 
-/// RFC 4648, with line breaks as mail programs make them.
+/// RFC 4648, with or without padding, with line breaks as mail programs make them.
 fn decode_base64(text: &[u8]) -> Result<Vec<u8>, String> {
-    const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut bytes = Vec::new();
-    let (mut bits, mut count) = (0_u32, 0);
-    for letter in text {
-        if matches!(letter, b'\r' | b'\n' | b'=') {
-            continue;
-        }
-        let value = LETTERS.iter().position(|known| known == letter);
-        let value = value.ok_or("Base64 data contains invalid characters")?;
-        bits = bits << 6 | value as u32;
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            bytes.push((bits >> count) as u8);
-            bits &= (1 << count) - 1;
-        }
-    }
-    Ok(bytes)
+    const LENIENT: GeneralPurpose = GeneralPurpose::new(
+        &alphabet::STANDARD,
+        GeneralPurposeConfig::new()
+            .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+            .with_decode_allow_trailing_bits(true),
+    );
+    let letters = text.iter().filter(|letter| !b"\r\n".contains(letter));
+    let decoded = LENIENT.decode(letters.copied().collect::<Vec<u8>>());
+    decoded.map_err(|error| match error {
+        DecodeError::InvalidByte(..) => "Base64 data contains invalid characters".to_owned(),
+        _ => "Base64 data is not valid".to_owned(),
+    })
 }
 
 /// Which secret an option asks for.
@@ -237,6 +232,15 @@ pub fn take_keys(options: &mut Fields) -> Vec<KeySecret> {
     keys
 }
 
+/// The keys of a chain that begins `depth` images further down.
+pub fn below(keys: Vec<KeySecret>, depth: usize) -> Vec<KeySecret> {
+    let keys = keys.into_iter().filter_map(|key| {
+        let depth = key.depth.checked_sub(depth)?;
+        Some(KeySecret { depth, ..key })
+    });
+    keys.collect()
+}
+
 /// The passphrases of a chain, as [`oxcow::OpenOptions`] takes them.
 pub fn passphrases(keys: &[KeySecret]) -> Result<Vec<Option<Passphrase>>, String> {
     let mut found = Vec::new();
@@ -260,7 +264,10 @@ mod tests {
         assert_eq!(decode_base64(b"YWJj").unwrap(), b"abc");
         assert_eq!(decode_base64(b"YWI=").unwrap(), b"ab");
         assert_eq!(decode_base64(b"YQ==\n").unwrap(), b"a");
-        assert!(decode_base64(b"Y!").is_err());
+        assert_eq!(decode_base64(b"YW\r\nI").unwrap(), b"ab");
+        let refused = |text: &[u8]| decode_base64(text).unwrap_err();
+        assert!(refused(b"YW!j").contains("invalid characters"));
+        assert!(refused(b"YWJjY").contains("not valid"));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use wasm_bindgen::prelude::*;
 use crate::control::Control;
 use crate::create::preallocation;
 use crate::error::to_record;
-use crate::image::{EngineImage, JsResult};
+use crate::image::{EngineImage, JsResult, part_of, whole_offset};
 use crate::storage::turn_is_due;
 
 #[wasm_bindgen]
@@ -24,21 +24,15 @@ impl EngineImage {
     /// it is done; 2 where it is done and the event loop is due ([`turn_if_due`](Self::turn_if_due)).
     #[wasm_bindgen(js_name = writeNow)]
     pub fn write_now(&self, offset: f64, bytes: &Uint8Array) -> u32 {
-        if offset.fract() != 0.0 || offset < 0.0 || !self.file.storage.writes_at_once() {
+        let at_once = self.file.storage.writes_at_once();
+        let Some(offset) = whole_offset(offset).filter(|_| at_once) else {
             return 0;
-        }
-        let view = self.view();
+        };
         let length = bytes.length() as usize;
-        let at = GuestOffset(offset as u64);
-        let written =
-            view.image
-                .overwrite_now(at, length, |storage, host, part| match part.len() {
-                    all if all == length => storage.write_now(host.0, bytes),
-                    _ => {
-                        let part = bytes.subarray(part.start as u32, part.end as u32);
-                        storage.write_now(host.0, &part)
-                    }
-                });
+        let image = &self.view().image;
+        let written = image.overwrite_now(offset, length, |storage, host, part| {
+            storage.write_now(host.0, &part_of(bytes, part))
+        });
         match written {
             true => 1 + u32::from(turn_is_due()),
             false => 0,

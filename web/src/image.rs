@@ -1,6 +1,8 @@
 //! An open image, as the package's TypeScript drives it.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
+use std::ops::Range;
 use std::rc::Rc;
 
 use js_sys::{Function, Uint8Array};
@@ -307,26 +309,21 @@ impl EngineImage {
     /// that cannot be, for whatever reason: then `into` has nothing of use, and `read` does it or tells why not.
     #[wasm_bindgen(js_name = readNow)]
     pub fn read_now(&self, offset: f64, into: &Uint8Array) -> bool {
-        if offset.fract() != 0.0 || offset < 0.0 {
+        let Some(offset) = whole_offset(offset) else {
             return false;
-        }
+        };
         let view = self.view();
-        let length = into.length();
-        let Some(placed) = view
-            .image
-            .placed_now(GuestOffset(offset as u64), length as usize)
-        else {
+        let Some(placed) = view.image.placed_now(offset, into.length() as usize) else {
             return false;
         };
         let mut at = 0;
         placed.pieces().iter().all(|piece| {
-            let part = (at, at + piece.length as u32);
-            at = part.1;
+            let part = at..at + piece.length;
+            at = part.end;
             match piece.stored {
-                Some((storage, host)) if part == (0, length) => storage.read_now(host.0, into),
-                Some((storage, host)) => storage.read_now(host.0, &into.subarray(part.0, part.1)),
+                Some((storage, host)) => storage.read_now(host.0, &part_of(into, part)),
                 None => {
-                    into.fill(0, part.0, part.1);
+                    into.fill(0, part.start as u32, part.end as u32);
                     true
                 }
             }
@@ -408,6 +405,19 @@ pub async fn inspect(source: JsSource, control: Control) -> JsResult<JsValue> {
         .await
         .map_err(|error| to_record(&error))?;
     Ok(to_js(&report)?)
+}
+
+/// The offset that a number of JavaScript's is, if it is one.
+pub(crate) fn whole_offset(offset: f64) -> Option<GuestOffset> {
+    (offset.fract() == 0.0 && offset >= 0.0).then_some(GuestOffset(offset as u64))
+}
+
+/// A part of JavaScript's bytes; most often that is all of them, and then no view of them is made.
+pub(crate) fn part_of(bytes: &Uint8Array, part: Range<usize>) -> Cow<'_, Uint8Array> {
+    if part == (0..bytes.length() as usize) {
+        return Cow::Borrowed(bytes);
+    }
+    Cow::Owned(bytes.subarray(part.start as u32, part.end as u32))
 }
 
 /// The same file: its storage is shared.

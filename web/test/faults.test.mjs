@@ -2,29 +2,15 @@
 
 import assert from 'node:assert/strict';
 import { readFileSync, writeFileSync } from 'node:fs';
-import { after, before, describe, test } from 'node:test';
+import { describe, test } from 'node:test';
 import { setTimeout as wait } from 'node:timers/promises';
 
-import { fileSource, memoryStorage, start } from 'oxcow';
-import { camelCase, Images, withoutQemu } from './qemu.mjs';
+import { fileSource, memoryStorage } from 'oxcow';
+import { camelCase } from './qemu.mjs';
+import { engine, filled, images, skip } from './setup.mjs';
 
-const skip = { skip: withoutQemu };
 const KIB = 1024;
 const MIB = KIB * KIB;
-let images;
-let engine;
-
-before(async () => {
-  images = new Images();
-  engine = await start();
-});
-
-after(async () => {
-  await engine?.close();
-  images?.remove();
-});
-
-const filled = (length, value) => new Uint8Array(length).fill(value);
 
 /** A storage in memory that asks `behave(what, offset, length)` first: it may throw, or wait. */
 function wayward() {

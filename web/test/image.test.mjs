@@ -3,24 +3,11 @@
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
 import { readFileSync, truncateSync } from 'node:fs';
-import { after, before, test } from 'node:test';
+import { test } from 'node:test';
 
-import { fileSource, fileStorage, OVERVIEW_KINDS, OxcowError, start } from 'oxcow';
-import { camelCase, Images, withoutQemu } from './qemu.mjs';
-
-const skip = { skip: withoutQemu };
-let images;
-let engine;
-
-before(async () => {
-  images = new Images();
-  engine = await start();
-});
-
-after(async () => {
-  await engine?.close();
-  images?.remove();
-});
+import { fileSource, fileStorage, OVERVIEW_KINDS, OxcowError } from 'oxcow';
+import { camelCase } from './qemu.mjs';
+import { engine, images, skip } from './setup.mjs';
 
 /** Files of the test's folder stand in for what an image names. */
 function beside(asked = []) {

@@ -2,25 +2,13 @@
 
 import assert from 'node:assert/strict';
 import { writeFileSync } from 'node:fs';
-import { after, before, test } from 'node:test';
+import { test } from 'node:test';
 
-import { memoryStorage, start } from 'oxcow';
-import { camelCase, Images, withoutQemu } from './qemu.mjs';
+import { memoryStorage } from 'oxcow';
+import { camelCase } from './qemu.mjs';
+import { engine, filled, images, skip } from './setup.mjs';
 
-const skip = { skip: withoutQemu };
 const MIB = 1 << 20;
-let images;
-let engine;
-
-before(async () => {
-  images = new Images();
-  engine = await start();
-});
-
-after(async () => {
-  await engine?.close();
-  images?.remove();
-});
 
 /** A storage in memory that answers at once; `wrote` is told of every write, and may answer in its stead. */
 function watched(wrote) {
@@ -48,8 +36,6 @@ function judged(name, storage) {
   assert.deepEqual({ checkErrors, corruptions, leaks }, { checkErrors: 0, corruptions: undefined, leaks: undefined });
   return images.raw(name);
 }
-
-const filled = (length, value) => new Uint8Array(length).fill(value);
 
 test('the storage gets the caller\'s own bytes where they go over data, and copies elsewhere', skip, async () => {
   const given = [];

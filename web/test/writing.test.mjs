@@ -2,27 +2,15 @@
 
 import assert from 'node:assert/strict';
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
-import { after, before, describe, test } from 'node:test';
+import { describe, test } from 'node:test';
 import { setTimeout as wait } from 'node:timers/promises';
 
-import { fileSource, fileStorage, memoryStorage, start } from 'oxcow';
-import { camelCase, Images, withoutQemu } from './qemu.mjs';
+import { fileSource, fileStorage, memoryStorage } from 'oxcow';
+import { camelCase } from './qemu.mjs';
+import { engine, images, skip } from './setup.mjs';
 
-const skip = { skip: withoutQemu };
 const KIB = 1024;
 const MIB = KIB * KIB;
-let images;
-let engine;
-
-before(async () => {
-  images = new Images();
-  engine = await start();
-});
-
-after(async () => {
-  await engine?.close();
-  images?.remove();
-});
 
 /** A storage that answers later, and in another order than it was asked. */
 function slowStorage(bytes) {

@@ -6,6 +6,22 @@ use std::sync::OnceLock;
 /// What the commands of this tool return: an error is a sentence for a person.
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
+/// Does everything at once, each in a thread of its own, and tells of the first that failed.
+pub fn side_by_side<T: Sync>(things: &[T], work: impl Fn(&T) -> Result<()> + Sync) -> Result<()> {
+    std::thread::scope(|scope| {
+        let started: Vec<_> = things
+            .iter()
+            .map(|thing| scope.spawn(|| work(thing).map_err(|error| error.to_string())))
+            .collect();
+        // All of them have ended before one of them is told of.
+        let ended: Vec<_> = started.into_iter().map(|thread| thread.join()).collect();
+        ended.into_iter().try_for_each(|result| match result {
+            Ok(result) => Ok(result?),
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    })
+}
+
 /// The top folder of the checkout.
 pub fn root() -> PathBuf {
     // Cargo sets the variable for `cargo run`; a binary started by hand falls back to where it was built.

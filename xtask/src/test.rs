@@ -1,9 +1,10 @@
 //! `cargo xtask test`: everything a change must pass, step by step, ending at the first that fails.
 use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
+use std::thread::JoinHandle;
 use std::time::Instant;
 
-use crate::project::{Result, cannot_run, cargo, line, npm, root};
+use crate::project::{Result, cannot_run, cargo, line, npm, root, side_by_side};
 use crate::readme;
 use crate::setup::{self, TestTools};
 use crate::wasm::{self, WASI_TARGET, WEB_TARGET};
@@ -59,6 +60,9 @@ const STEPS: &[Step] = &[
 
 /// What the steps share.
 struct Run {
+    /// The modules, which are built beside the first steps: one core links a module, and one test is often the last to
+    /// run.
+    modules: Option<JoinHandle<std::result::Result<(), String>>>,
     tools: TestTools,
     /// Runs only the Rust tests whose names contain this.
     test_filter: Option<String>,
@@ -81,7 +85,9 @@ pub fn command(args: &[String]) -> Result<ExitCode> {
     };
     let (steps, test_filter) = chosen(filter);
     let tools = setup::for_tests()?;
+    let builds = || modules().map_err(|error| error.to_string());
     let mut run = Run {
+        modules: filter.is_none().then(|| std::thread::spawn(builds)),
         tools,
         test_filter,
         tally: Tally::default(),
@@ -186,8 +192,18 @@ fn unit(run: &mut Run) -> Result<()> {
     Ok(())
 }
 
-fn build(_: &mut Run) -> Result<()> {
-    wasm::cli_module()?;
+/// The command's and the package's, each linked by one core.
+fn modules() -> Result<()> {
+    const MODULES: [fn() -> Result<()>; 2] = [|| wasm::cli_module().map(drop), wasm::package];
+    side_by_side(&MODULES, |module| module())
+}
+
+fn build(run: &mut Run) -> Result<()> {
+    if let Some(modules) = run.modules.take() {
+        let built = modules.join();
+        built.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+    }
+    modules()?;
     wasm::checked_cli()?;
     wasm::page()?;
     Ok(())

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use crate::project::{
-    self, Result, cannot_run, cargo, npm, output, root, run, run_quietly, target_dir,
+    self, Result, cannot_run, cargo, npm, output, root, run, run_quietly, side_by_side, target_dir,
 };
 use crate::setup;
 
@@ -74,26 +74,26 @@ const WEB_MODULES: [WebModule; 2] = [
 pub fn package() -> Result<()> {
     setup::rust_target(WEB_TARGET)?;
     setup::npm_packages("web")?;
-    for WebModule {
-        name,
-        profile,
-        features,
-    } in WEB_MODULES
-    {
-        let args = [
-            "--profile",
-            profile,
-            "--target",
-            WEB_TARGET,
-            "-p",
-            "oxcow-web",
-        ];
-        build(&[args.as_slice(), features].concat())?;
-        let built = target_dir()?.join(WEB_TARGET).join(profile);
+    // One core links a module.
+    side_by_side(&WEB_MODULES, WebModule::build)?;
+    for module in &WEB_MODULES {
         let out = root().join("web/dist/wasm");
-        bindings(&built.join("oxcow_web.wasm"), &out, name)?;
+        bindings(&module.built()?, &out, module.name)?;
     }
     run_quietly(npm("web").args(["run", "build"]))
+}
+
+impl WebModule {
+    fn build(&self) -> Result<()> {
+        let args = ["--target", WEB_TARGET, "-p", "oxcow-web", "--profile"];
+        build(&[&args[..], &[self.profile], self.features].concat())
+    }
+
+    /// Where the module is before it has its glue.
+    fn built(&self) -> Result<PathBuf> {
+        let folder = target_dir()?.join(WEB_TARGET).join(self.profile);
+        Ok(folder.join("oxcow_web.wasm"))
+    }
 }
 
 /// `cargo xtask npm`: the npm package as an archive that `npm install` takes.

@@ -2,7 +2,7 @@
 
 use super::noted::Noted;
 use super::report::{CheckReport, Problem, Severity, Watcher};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Structure};
 
 /// What was found and is being repaired.
 #[derive(Clone, Copy, Debug, Default)]
@@ -96,6 +96,12 @@ impl<'w> Findings<'w> {
         Again(self.watcher)
     }
 
+    /// The same watcher, for another walk that tells of what the first one left as it is in other tables than those of
+    /// the refcounts.
+    pub fn still(&mut self) -> Still<'_> {
+        Still(self.watcher)
+    }
+
     /// So many tables are to be visited, on top of those that were.
     pub fn expect(&mut self, tables: u64) {
         self.total = self.done.saturating_add(tables);
@@ -119,6 +125,22 @@ impl<'w> Findings<'w> {
         } else {
             Err(Error::Cancelled)
         }
+    }
+}
+
+/// Who watches, without the problems that are repaired, and without those of the refcounts.
+pub(crate) struct Still<'w>(&'w mut dyn Watcher);
+
+impl Watcher for Still<'_> {
+    fn problem(&mut self, problem: &Problem) {
+        let refcounts = [Structure::RefcountTable, Structure::RefcountBlock];
+        if !problem.repaired && !refcounts.contains(&problem.place.structure) {
+            self.0.problem(problem);
+        }
+    }
+
+    fn progress(&mut self, done: u64, total: u64) -> bool {
+        self.0.progress(done, total)
     }
 }
 

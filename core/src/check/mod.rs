@@ -118,8 +118,6 @@ pub(crate) struct Counted {
     pub stored: Stored,
     /// How many host clusters there are.
     pub clusters: u64,
-    /// How long the snapshot table is, in bytes.
-    pub snapshot_table_bytes: u64,
     /// The references to all clusters, where one window held them.
     pub counter: Option<Counter>,
 }
@@ -138,7 +136,7 @@ pub(crate) async fn count<S: Storage>(
     let stored = Stored::read(image).await?;
     let disk_bytes = image.header().size / SECTOR * SECTOR;
     findings.report.total_clusters = cluster_size.count_for(disk_bytes);
-    let snapshot_table_bytes = snapshots::check_table(image, findings).await?;
+    snapshots::check_table(image, findings)?;
 
     let mut last_used = 0;
     let mut from = 0;
@@ -146,15 +144,7 @@ pub(crate) async fn count<S: Storage>(
         findings.first_pass = from == 0;
         findings.expect(references::work(image) + stored.blocks_for(clusters));
         let counter;
-        (counter, clusters) = count_from(
-            image,
-            options,
-            findings,
-            &stored,
-            snapshot_table_bytes,
-            from..clusters,
-        )
-        .await?;
+        (counter, clusters) = count_from(image, options, findings, &stored, from..clusters).await?;
         let window = from..counter.window().end.min(clusters);
         let last = compare::compare(image, &stored, &counter, window.clone(), findings).await?;
         last_used = last.unwrap_or(last_used);
@@ -167,7 +157,6 @@ pub(crate) async fn count<S: Storage>(
     Ok(Counted {
         stored,
         clusters,
-        snapshot_table_bytes,
         counter: (from == 0).then_some(counter),
     })
 }
@@ -179,7 +168,6 @@ pub(crate) async fn count_from<S: Storage>(
     options: &CheckOptions,
     findings: &mut Findings<'_>,
     stored: &Stored,
-    snapshot_table_bytes: u64,
     clusters: Range<u64>,
 ) -> Result<(Counter, u64)> {
     let mut references = References::new(
@@ -189,6 +177,6 @@ pub(crate) async fn count_from<S: Storage>(
         clusters.end,
         options.counter_bytes,
     );
-    references.count(stored, snapshot_table_bytes).await?;
+    references.count(stored).await?;
     Ok(references.into_counted())
 }

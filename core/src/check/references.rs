@@ -66,7 +66,7 @@ impl<'a, 'w, S: Storage> References<'a, 'w, S> {
     }
 
     /// Counts everything.
-    pub async fn count(&mut self, stored: &Stored, snapshot_table_bytes: u64) -> Result<()> {
+    pub async fn count(&mut self, stored: &Stored) -> Result<()> {
         let header = self.image.header();
         let cluster = header.cluster_size.bytes();
         self.refer(0..cluster, 1, Claim::None, Place::of(Structure::Header));
@@ -90,7 +90,8 @@ impl<'a, 'w, S: Storage> References<'a, 'w, S> {
 
         let table = header.snapshots.offset.0;
         let place = Place::at(Structure::SnapshotTable, table);
-        self.refer(table..table + snapshot_table_bytes, 1, Claim::None, place);
+        let bytes = self.image.meta.borrow().snapshot_table_bytes;
+        self.refer(table..table + bytes, 1, Claim::None, place);
         let table = header.refcount_table.offset.0;
         let place = Place::at(Structure::RefcountTable, table);
         let bytes = u64::from(header.refcount_table.entries) * 8;

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::image::{Image, Layer, ZeroMode};
-use crate::storage::Storage;
+use crate::storage::{Storage, in_zeros};
 use crate::units::{GuestOffset, SECTOR};
 
 /// What takes a disk.
@@ -74,14 +74,9 @@ impl<S: Storage> Target for RawFile<'_, S> {
     }
 
     async fn write_zeroes(&self, at: u64, length: u64) -> Result<()> {
-        const PIECE: u64 = 256 << 10;
-        let zeros = vec![0; length.min(PIECE) as usize];
-        let mut done = 0;
-        while done < length {
-            let piece = (length - done).min(PIECE) as usize;
-            self.write(at + done, &zeros[..piece]).await?;
-            done += piece as u64;
-        }
-        Ok(())
+        in_zeros(at..at + length, async |at, zeros: &[u8]| {
+            self.write(at, zeros).await
+        })
+        .await
     }
 }

@@ -6,7 +6,7 @@ use crate::crypto::NewLuksHeader;
 use crate::error::{Error, Result};
 use crate::image::Preallocation;
 use crate::qcow2::COPIED;
-use crate::storage::Storage;
+use crate::storage::{Storage, in_zeros};
 use crate::units::SECTOR;
 
 /// How much is written at a time where nothing else says so.
@@ -140,14 +140,10 @@ impl<'a, S: Storage> Target<'a, S> {
     }
 
     async fn zeros(&self, offset: u64, length: u64) -> Result<()> {
-        let zeros = vec![0; length.min(PIECE as u64) as usize];
-        let mut done = 0;
-        while done < length {
-            let step = (length - done).min(zeros.len() as u64);
-            self.write(offset + done, &zeros[..step as usize]).await?;
-            done += step;
-        }
-        Ok(())
+        in_zeros(offset..offset + length, async |at, zeros: &[u8]| {
+            self.write(at, zeros).await
+        })
+        .await
     }
 
     /// The beginning of a LUKS header with its key slots, which take `length` bytes.

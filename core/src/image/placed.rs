@@ -85,7 +85,7 @@ impl<S: Storage> Image<S> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::pin::pin;
 
     use super::*;
@@ -95,18 +95,26 @@ mod tests {
     use crate::image::OpenOptions;
     use crate::storage::{AnyStorage, MemoryStorage};
 
-    const CLUSTER: usize = 4096;
+    pub const CLUSTER: usize = 4096;
 
     async fn image() -> Image<AnyStorage> {
-        let storage = MemoryStorage::default();
+        new_image(AnyStorage::new(MemoryStorage::default())).await
+    }
+
+    /// An empty disk of 64 clusters, open for writing.
+    pub async fn new_image(storage: AnyStorage) -> Image<AnyStorage> {
         let options = CreateOptions {
             size: 64 * CLUSTER as u64,
             cluster_size: CLUSTER as u64,
             ..CreateOptions::default()
         };
         create(&storage, None, &options).await.unwrap();
+        open(storage).await
+    }
+
+    pub async fn open(storage: AnyStorage) -> Image<AnyStorage> {
         let file = File {
-            storage: AnyStorage::new(storage),
+            storage,
             name: "disk".into(),
         };
         let options = OpenOptions {

@@ -201,6 +201,7 @@ impl<S: Storage> Repair<'_, '_, S> {
             };
             recount.repair(&mut new, &mut findings).await?;
             if noted.rebuild {
+                rebuild::tell_of_tables(image, self.options, &counted, &mut findings).await?;
                 rebuild::tell_of_old(image, &counted, &mut new, &mut findings).await?;
             }
             self.count_fixed(&noted, &mut findings);
@@ -215,9 +216,7 @@ impl<S: Storage> Repair<'_, '_, S> {
         }
 
         let mut header = (*image.raw_header()).clone();
-        let snapshots = self
-            .write_snapshots(&noted, &counted, &mut new, &mut header)
-            .await?;
+        let snapshots = self.write_snapshots(&noted, &mut new, &mut header).await?;
         let l1 = self
             .walk_active_tables(&noted, &mut new, &mut findings, &mut header)
             .await?;
@@ -311,7 +310,6 @@ impl<S: Storage> Repair<'_, '_, S> {
     async fn write_snapshots(
         &self,
         noted: &Noted,
-        counted: &Counted,
         new: &mut NewRefcounts<'_, '_, S>,
         header: &mut RawHeader,
     ) -> Result<Option<Vec<Snapshot>>> {
@@ -340,7 +338,8 @@ impl<S: Storage> Repair<'_, '_, S> {
         header.snapshots_offset = new
             .write_table("Could not write snapshot table", &bytes)
             .await?;
-        new.release(old, counted.snapshot_table_bytes);
+        let bytes = image.meta.borrow().snapshot_table_bytes;
+        new.release(old, bytes);
         Ok(Some(snapshots))
     }
 

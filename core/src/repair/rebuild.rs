@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use super::RepairMode;
 use super::refcounts::NewRefcounts;
-use crate::check::Counted;
 use crate::check::findings::Findings;
 use crate::check::noted::Noted;
 use crate::check::stored::{Lookup, Stored};
-use crate::check::{Problem, ProblemKind};
+use crate::check::{CheckOptions, Counted, Problem, ProblemKind, count_from};
 use crate::error::{Place, Result, Structure};
 use crate::image::Qcow2;
 use crate::storage::Storage;
@@ -54,6 +54,21 @@ pub(super) async fn look_past_the_end<S: Storage>(
             noted.rebuild = true;
         }
     }
+    Ok(())
+}
+
+/// Tells again what is wrong with the tables and is not repaired: QEMU counts all references anew for the new refcounts.
+pub(super) async fn tell_of_tables<S: Storage>(
+    image: &Qcow2<S>,
+    options: &CheckOptions,
+    counted: &Counted,
+    findings: &mut Findings<'_>,
+) -> Result<()> {
+    let mut still = findings.still();
+    let mut walk = Findings::new(&mut still);
+    walk.noted = Some(Noted::new(RepairMode::All, image.header().cluster_size));
+    let clusters = 0..counted.clusters;
+    count_from(image, options, &mut walk, &counted.stored, clusters).await?;
     Ok(())
 }
 

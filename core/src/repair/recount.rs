@@ -42,20 +42,12 @@ impl<S: Storage> Recount<'_, S> {
                 let mut again = findings.again();
                 let mut silent = Findings::new(&mut again);
                 let clusters = from..self.counted.clusters;
-                let bytes = self.counted.snapshot_table_bytes;
                 let stored = &self.counted.stored;
                 silent.first_pass = false;
                 silent.noted = Some(Noted::new(self.mode, self.image.header().cluster_size));
-                count_from(
-                    self.image,
-                    self.options,
-                    &mut silent,
-                    stored,
-                    bytes,
-                    clusters,
-                )
-                .await?
-                .0
+                count_from(self.image, self.options, &mut silent, stored, clusters)
+                    .await?
+                    .0
             };
             self.window(&counter, from, new, findings).await?;
             from = counter.window().end;

@@ -6,9 +6,19 @@ use std::ops::{Deref, DerefMut};
 /// bytes behind one, and a system that reads a file into that may take five times as long.
 const ALIGN: usize = 64;
 
-/// Bytes to be read into, over and over.
+/// Bytes to be read into, over and over, at an address that systems copy to fast.
+///
+/// # Examples
+///
+/// ```
+/// let mut buffer = oxcow::storage::Buffer::default();
+/// for length in [65_536, 512] {
+///     buffer.resize(length);
+///     assert_eq!(buffer.len(), length);
+/// }
+/// ```
 #[derive(Debug, Default)]
-pub(crate) struct Buffer {
+pub struct Buffer {
     /// The buffer, with what stands before it and behind it.
     bytes: Vec<u8>,
     start: usize,
@@ -16,7 +26,7 @@ pub(crate) struct Buffer {
 }
 
 impl Buffer {
-    /// Makes it so long. Its content is whatever it was, or zeros.
+    /// Makes it so many bytes long. Its content is whatever it was, or zeros.
     pub fn resize(&mut self, length: usize) {
         if self.bytes.len() - self.start < length {
             // Lengths vary: with powers of two there are few allocations.

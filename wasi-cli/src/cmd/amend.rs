@@ -1,18 +1,18 @@
 //! `amend`: what an image says of itself, changed in place.
 
 use oxcow::qcow2::{Compatible, Version};
-use oxcow::{AmendOptions, Image, ResizeOptions};
+use oxcow::{AmendOptions, Error, Image, ResizeOptions};
 
 use super::create_options::{self, CreateOptions};
 use super::{Command, Context};
 use crate::args::Spec;
 use crate::encrypt::KeyOptions;
-use crate::failure::{Failure, Outcome, of_snapshot_table};
+use crate::failure::{Failure, Outcome, told_of_snapshot_table};
 use crate::file::{FileStorage, block_on};
 use crate::name;
 use crate::open::{self, Source};
 use crate::progress::Progress;
-use crate::{console, outln, size};
+use crate::{outln, size};
 
 pub const COMMAND: Command = Command {
     name: "amend",
@@ -105,10 +105,12 @@ const OPTIONS: &[(&str, &str, &str)] = &[
     ("size", "size", "Virtual disk size"),
 ];
 
+/// Version 2 has no zero clusters.
+const NOT_EXPANDED: &str = "Failed to turn zero into data clusters";
+
 /// Everything that the command line says.
 #[derive(Default)]
 struct Request {
-    program: String,
     source: Source,
     list: Option<String>,
     cache: Option<String>,
@@ -130,10 +132,7 @@ struct Changes {
 }
 
 fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
-    let mut request = Request {
-        program: context.program.to_owned(),
-        ..Request::default()
-    };
+    let mut request = Request::default();
     let operands = context.options(SPEC, args, |name, value| {
         match name {
             "quiet" => request.quiet = true,
@@ -385,12 +384,15 @@ fn apply(
         };
         let done =
             block_on(open()?.amend_with(&header, &mut |done, total| progress.at(done, total)));
-        done.map_err(|error| match of_snapshot_table(&error) {
-            Some(word) => {
-                console::error_line(&format!("{}: {error}", request.program));
-                Failure::new(format!("Failed to turn zero into data clusters: {word}"))
+        done.map_err(|error| {
+            let word = told_of_snapshot_table(&error);
+            match (word, &error) {
+                (Some(word), _) => Failure::new(format!("{NOT_EXPANDED}: {word}")),
+                (None, Error::Corrupt { .. }) => {
+                    Failure::new(format!("{NOT_EXPANDED}: Input/output error"))
+                }
+                _ => Failure::from(error),
             }
-            None => Failure::from(error),
         })?;
     }
     Ok(())

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use oxcow::storage::Buffer;
 use oxcow::{GuestOffset, Image, OpenOptions};
 
 use super::{Command, Context};
@@ -207,7 +208,9 @@ fn open(request: &Request, given: &str) -> Result<Image<FileStorage>, Failure> {
 
 /// All requests, one after the other.
 fn ask(image: &Image<FileStorage>, request: &Request, step: u64) -> oxcow::Result<()> {
-    let mut buf = vec![request.pattern; request.bytes as usize];
+    let mut buf = Buffer::default();
+    buf.resize(request.bytes as usize);
+    buf.fill(request.pattern);
     let mut at = request.offset;
     for done in 1..=request.count {
         match request.write {

@@ -14,6 +14,7 @@ use crate::file::{FileStorage, block_on};
 use crate::name::{self, Name};
 use crate::open::{self, Handling, Source, could_not_open};
 use crate::progress::Progress;
+use crate::secret;
 use crate::{outln, size};
 
 pub const COMMAND: Command = Command {
@@ -166,6 +167,8 @@ fn find_base(request: &Request, given: &str) -> Result<(Name, usize), Failure> {
     };
     let mut name = Name::parse(layer.name()).map_err(Failure::new)?;
     name.format = Some(layer.format().to_string());
+    let keys = request.source.name(given)?.keys;
+    name.keys = secret::below(keys, depth);
     Ok((name, depth))
 }
 

@@ -14,7 +14,7 @@ use crate::failure::{Failure, Outcome};
 use crate::file::{self, FileStorage, Identity, Lock, block_on};
 use crate::name::{self, Name};
 use crate::open::{self, check_object};
-use crate::{encrypt, outln, size};
+use crate::{console, encrypt, outln, size};
 
 pub const COMMAND: Command = Command {
     name: "create",
@@ -194,6 +194,8 @@ fn create(request: &Request, format: &str, given: &str, size: Option<u64>) -> Re
             "Formatting '{given}', fmt={format}{}",
             options.summary(format)
         );
+        // Before what may go wrong.
+        console::flush();
     }
     match format {
         "qcow2" => create_qcow2(&name.path, &options, Users::Overlay(&sources)),
@@ -589,7 +591,7 @@ pub fn create_luks(
         Some("falloc" | "full") => true,
         Some(other) => return Err(format!("invalid parameter value: {other}")),
     };
-    let header = encrypt::of_luks(options)?;
+    encrypt::check_luks_words(options)?;
     let size = options.size("size").unwrap_or(0);
     let size = size
         .checked_next_multiple_of(512)
@@ -599,8 +601,12 @@ pub fn create_luks(
     if file.is_one_of(sources) {
         return Err(file.in_use());
     }
-    let created = block_on(engine::create_luks(&file.storage, &header, size));
-    let created = created.map_err(|error| error.to_string()).and_then(|()| {
+    // As with qemu-img there is no file, of whatever kind, where there was to be one that keeps a secret.
+    let created = encrypt::of_luks(options).and_then(|header| {
+        block_on(engine::create_luks(&file.storage, &header, size))
+            .map_err(|error| error.to_string())
+    });
+    let created = created.and_then(|()| {
         let start = block_on(file.storage.len()).map(|length| length - size);
         let written = start.and_then(|start| match allocated {
             true => write_zeros(&file.storage, start..start + size),

@@ -1,5 +1,6 @@
 //! `dd`: part of a disk into a new file, by operands as dd's.
 
+use oxcow::storage::Buffer;
 use oxcow::{GuestOffset, Image, Storage};
 
 use super::convert::new_target;
@@ -95,17 +96,17 @@ fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
         ));
         return Ok(0);
     };
-    let mut buf = vec![0; BUFFER.min(length) as usize];
+    let mut chunk = Buffer::default();
     let mut done = 0;
     while done < length {
-        let chunk = &mut buf[..BUFFER.min(length - done) as usize];
-        block_on(image.read_at(GuestOffset(start + done), chunk)).map_err(|error| {
+        chunk.resize(BUFFER.min(length - done) as usize);
+        block_on(image.read_at(GuestOffset(start + done), &mut chunk)).map_err(|error| {
             let error = in_short(error);
             Failure::new(format!(
                 "error while reading from input image file: {error}"
             ))
         })?;
-        target.write(done, chunk)?;
+        target.write(done, &chunk)?;
         done += chunk.len() as u64;
     }
     target.close(&output)?;

@@ -116,6 +116,19 @@ fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
     let mut measured = match (target_format.as_str(), &image) {
         ("qcow2", Some(image)) => block_on(measure::qcow2_from(image, &qcow2_target(&options)?))?,
         ("qcow2", None) => measure::qcow2(size.unwrap_or(0), &qcow2_target(&options)?)?,
+        ("luks", image) => {
+            let header = encrypt::header_bytes_of_luks(&options).map_err(Failure::new)?;
+            // As qemu-img has it, a size that is only told is not rounded up to whole sectors.
+            let disk = match image {
+                Some(image) => measure::raw(image.virtual_size()).required,
+                None => size.unwrap_or(0),
+            };
+            Measured {
+                bitmaps: None,
+                required: header + disk,
+                fully_allocated: header + disk,
+            }
+        }
         (_, Some(image)) => measure::raw(image.virtual_size()),
         (_, None) => measure::raw(size.unwrap_or(0)),
     };
@@ -139,12 +152,10 @@ fn print_human(measured: &Measured) {
 
 fn check_target_format(format: &str) -> Result<(), Failure> {
     match format {
-        "raw" | "qcow2" => Ok(()),
-        "luks" | "vmdk" | "vdi" | "vhdx" | "vpc" | "qcow" | "qed" | "parallels" => {
-            Err(Failure::new(format!(
-                "Block driver '{format}' does not support size measurement"
-            )))
-        }
+        "raw" | "qcow2" | "luks" => Ok(()),
+        "vmdk" | "vdi" | "vhdx" | "vpc" | "qcow" | "qed" | "parallels" => Err(Failure::new(
+            format!("Block driver '{format}' does not support size measurement"),
+        )),
         other => {
             let unknown = || format!("Unknown file format '{other}'");
             let why = create::check_format(other).err();

@@ -133,6 +133,11 @@ fn rebase(request: &Request, given: &str, progress: &mut Progress) -> Result<(),
     let image =
         open::open_with(&name, &options, handling).map_err(|error| could_not_open(given, error))?;
     open::check_readable(&image).map_err(|error| could_not_open(given, error))?;
+    if request.compress && image.top().as_qcow2().is_none() {
+        return Err(Failure::new(
+            "Compression not supported for this file format",
+        ));
+    }
     if let Some(format) = &request.backing_format
         && !BACKING_FORMATS.contains(&format.as_str())
     {

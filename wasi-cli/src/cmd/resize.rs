@@ -127,7 +127,8 @@ fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
         return Err(Failure::said(1));
     }
     block_on(image.resize(size, &options))?;
-    open::close(&image, &given)?;
+    let settled = open::settle(&image, &given);
+    settled.and(open::close(&image, &given))?;
     if !quiet {
         outln!("Image resized.");
     }

@@ -7,8 +7,7 @@ use oxcow::{Error, Image, NewSnapshot, info};
 
 use super::{Command, Context};
 use crate::args::Spec;
-use crate::console;
-use crate::failure::{Failure, Outcome, in_short, of_snapshot_table};
+use crate::failure::{Failure, Outcome, in_short, told_of_snapshot_table};
 use crate::file::{FileStorage, block_on};
 use crate::open::{self, Source, could_not_open};
 
@@ -91,7 +90,7 @@ fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
                     if open::is_guessed_raw(&name, &image) {
                         open::warn_of_guess(&name);
                     }
-                    apply(context, &image, &wanted)
+                    apply(&image, &wanted)
                 }
                 Action::Delete(wanted) => delete(&image, &wanted),
                 Action::List => Ok(()),
@@ -147,7 +146,7 @@ fn create(image: &Image<FileStorage>, name: &str) -> Result<(), Failure> {
         })
 }
 
-fn apply(context: &Context<'_>, image: &Image<FileStorage>, wanted: &str) -> Result<(), Failure> {
+fn apply(image: &Image<FileStorage>, wanted: &str) -> Result<(), Failure> {
     let failed = |why: &dyn std::fmt::Display| {
         Failure::new(format!("Could not apply snapshot '{wanted}': {why}"))
     };
@@ -170,11 +169,8 @@ fn apply(context: &Context<'_>, image: &Image<FileStorage>, wanted: &str) -> Res
         ));
     };
     block_on(image.apply_snapshot(&snapshot.id)).map_err(|error| {
-        let why = match of_snapshot_table(&error) {
-            Some(word) => {
-                console::error_line(&format!("{}: {error}", context.program));
-                word.to_owned()
-            }
+        let why = match told_of_snapshot_table(&error) {
+            Some(word) => word.to_owned(),
             None => in_short(error).to_string(),
         };
         failed(&format!("Failed to load snapshot: {why}"))

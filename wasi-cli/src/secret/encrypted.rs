@@ -8,10 +8,11 @@ use cbc::cipher::{Array, BlockModeDecrypt, KeyIvInit};
 const KEY_BYTES: usize = 32;
 const BLOCK: usize = 16;
 
+pub type Key = [u8; KEY_BYTES];
+pub type Iv = [u8; BLOCK];
+
 /// What `data` is without its encryption and its padding.
-pub fn decrypt(key: &[u8], iv: &[u8], mut data: Vec<u8>) -> Result<Vec<u8>, String> {
-    let key: &[u8; KEY_BYTES] = check_key(key)?;
-    let iv: &[u8; BLOCK] = check_iv(iv)?;
+pub fn decrypt(key: &Key, iv: &Iv, mut data: Vec<u8>) -> Result<Vec<u8>, String> {
     if !data.len().is_multiple_of(BLOCK) {
         let length = data.len();
         return Err(format!(
@@ -32,13 +33,13 @@ pub fn decrypt(key: &[u8], iv: &[u8], mut data: Vec<u8>) -> Result<Vec<u8>, Stri
 }
 
 /// The master key, if it is one.
-pub fn check_key(key: &[u8]) -> Result<&[u8; KEY_BYTES], String> {
+pub fn key(key: &[u8]) -> Result<&Key, String> {
     key.try_into()
         .map_err(|_| format!("Key should be {KEY_BYTES} bytes in length"))
 }
 
 /// The initialization vector, if it is one.
-pub fn check_iv(iv: &[u8]) -> Result<&[u8; BLOCK], String> {
+pub fn iv(iv: &[u8]) -> Result<&Iv, String> {
     let length = iv.len();
     iv.try_into()
         .map_err(|_| format!("IV should be {BLOCK} bytes in length not {length}"))
@@ -48,8 +49,8 @@ pub fn check_iv(iv: &[u8]) -> Result<&[u8; BLOCK], String> {
 mod tests {
     use super::*;
 
-    const KEY: &[u8] = b"0123456789abcdef0123456789abcdef";
-    const IV: &[u8] = b"ABCDEFGHIJKLMNOP";
+    const KEY: &Key = b"0123456789abcdef0123456789abcdef";
+    const IV: &Iv = b"ABCDEFGHIJKLMNOP";
 
     /// What `openssl enc -aes-256-cbc -K 3031…6566 -iv 4142…4f50` makes of "letmein".
     const LETMEIN: [u8; 16] = [
@@ -65,14 +66,13 @@ mod tests {
 
     #[test]
     fn what_cannot_be_decrypted_is_refused() {
-        let refused =
-            |key: &[u8], iv: &[u8], data: &[u8]| decrypt(key, iv, data.to_vec()).unwrap_err();
-        assert!(refused(&KEY[1..], IV, &LETMEIN).contains("Key should be 32"));
-        assert!(refused(KEY, b"short", &LETMEIN).contains("not 5"));
-        assert!(refused(KEY, IV, &LETMEIN[1..]).contains("Length 15"));
+        assert!(key(&KEY[1..]).unwrap_err().contains("Key should be 32"));
+        assert!(iv(b"short").unwrap_err().contains("not 5"));
+        let refused = |iv: &Iv, data: &[u8]| decrypt(KEY, iv, data.to_vec()).unwrap_err();
+        assert!(refused(IV, &LETMEIN[1..]).contains("Length 15"));
         // The vector's last byte changes the text's: the length of the padding, which is 9.
-        let mut other = IV.to_vec();
+        let mut other = *IV;
         other[15] ^= 0x81;
-        assert!(refused(KEY, &other, &LETMEIN).contains("bytes (136)"));
+        assert!(refused(&other, &LETMEIN).contains("bytes (136)"));
     }
 }

@@ -9,7 +9,6 @@ use crate::image::change::Engine;
 use crate::image::change::shadow::Shadow;
 use crate::image::change::snapshots::Exclusive;
 use crate::image::change::tree::L2Table;
-use crate::qcow2::bitmap::Bits;
 use crate::qcow2::header::{FULL_LENGTH, V2_LENGTH};
 use crate::qcow2::l2::L2Entry;
 use crate::qcow2::{
@@ -312,13 +311,7 @@ impl<S: Storage> Engine<'_, S> {
             return Ok(());
         };
         for bitmap in directory.bitmaps() {
-            for bits in self.read_bitmap_table(bitmap).await? {
-                if let Bits::At(HostOffset(at)) = bits {
-                    shadow.free_table(at, self.cluster_bytes()).await?;
-                }
-            }
-            let bytes = u64::from(bitmap.table_entries) * 8;
-            shadow.free_table(bitmap.table.0, bytes).await?;
+            shadow.free_bitmap(bitmap).await?;
         }
         shadow
             .free_table(old.directory.0, old.directory_bytes)

@@ -21,19 +21,29 @@ impl<S: Storage> Engine<'_, S> {
     /// As [`Self::switch`], with a change of the header extensions in the same write.
     pub async fn switch_with(&self, header: RawHeader, patch: Option<Patch>) -> Result<()> {
         self.check_no_other_writer().await?;
-        let mut sector = self.state.sector_0.borrow().clone();
-        header.encode_into(&mut sector);
-        if let Some(patch) = &patch {
-            sector[patch.at..patch.at + patch.bytes.len()].copy_from_slice(&patch.bytes);
-        }
-        self.write_metadata("Could not write qcow2 header", 0, &sector)
-            .await?;
-        self.state.sector_0.replace(sector);
+        self.write_header(&header, patch.as_ref()).await?;
         self.barrier(OrderingPoint::FlushAfterSwitch).await?;
         self.qcow2.adopt(header)?;
         if let Some(extension) = patch.and_then(|patch| patch.bitmaps) {
             self.adopt_bitmaps(extension);
         }
+        Ok(())
+    }
+
+    /// Writes sector 0 with this header, which is durable with the next flush.
+    pub(super) async fn write_header(
+        &self,
+        header: &RawHeader,
+        patch: Option<&Patch>,
+    ) -> Result<()> {
+        let mut sector = self.state.sector_0.borrow().clone();
+        header.encode_into(&mut sector);
+        if let Some(patch) = patch {
+            sector[patch.at..patch.at + patch.bytes.len()].copy_from_slice(&patch.bytes);
+        }
+        self.write_metadata("Could not write qcow2 header", 0, &sector)
+            .await?;
+        self.state.sector_0.replace(sector);
         Ok(())
     }
 

@@ -112,6 +112,24 @@ impl<S: Storage> Engine<'_, S> {
         aside.l2.insert(copy, first);
     }
 
+    /// Keeps a transaction from the places to which [`settle`](Image::settle) brings things back; `false` where it
+    /// brings nothing back.
+    pub(super) fn keep_home(&self, shadow: &mut Shadow<'_, '_, S>) -> bool {
+        let Some((home, _)) = self.state.home.get() else {
+            return false;
+        };
+        let size = self.cluster_bytes();
+        let [table, block] = home.clusters(size);
+        for run in [table, block, home.l1_clusters(size)] {
+            shadow.keep(&run);
+        }
+        for &place in self.state.aside.borrow().l2.values() {
+            let cluster = self.cluster_of(place);
+            shadow.keep(&(cluster..cluster + 1));
+        }
+        true
+    }
+
     /// Keeps the first clusters that are free from what a transaction puts elsewhere: the tables that it makes are to
     /// stand there in the end, the L1 table of `snapshot`, which has so many bytes, and that of all `snapshots`.
     pub(super) async fn reserve_places(
@@ -120,21 +138,8 @@ impl<S: Storage> Engine<'_, S> {
         snapshot: Option<(&str, u64)>,
         snapshots: &[Snapshot],
     ) -> Result<()> {
-        let Some((home, _)) = self.state.home.get() else {
+        if !self.keep_home(shadow) {
             return Ok(()); // They will not be brought there.
-        };
-        // What stood where is to go back there.
-        let size = self.cluster_bytes();
-        for run in home
-            .clusters(size)
-            .into_iter()
-            .chain([home.l1_clusters(size)])
-        {
-            shadow.keep(&run);
-        }
-        for &place in self.state.aside.borrow().l2.values() {
-            let cluster = self.cluster_of(place);
-            shadow.keep(&(cluster..cluster + 1));
         }
         let snapshot = match snapshot {
             Some((id, bytes)) if bytes > 0 => {

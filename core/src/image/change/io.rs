@@ -126,10 +126,7 @@ impl<S: Storage> Engine<'_, S> {
 
     async fn write(&self, file: &File<S>, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.wait_for_given_up().await?;
-        self.state.count(|counts| {
-            counts.writes += 1;
-            counts.written_bytes += bytes.len() as u64;
-        });
+        self.state.count_write(bytes.len());
         let is_image = std::ptr::eq(file, &self.qcow2.file);
         if is_image {
             self.state

@@ -123,6 +123,10 @@ impl<S: Storage> Target<'_, S> {
     }
 }
 
+fn refused(what: String) -> Error {
+    Error::Refused(what.into())
+}
+
 impl<S: Storage> Slots<'_, S> {
     async fn change(
         &mut self,
@@ -132,7 +136,6 @@ impl<S: Storage> Slots<'_, S> {
         max_rounds: u64,
         random: Random<'_>,
     ) -> Result<()> {
-        let refused = |what: String| Err(Error::Refused(what.into()));
         match change {
             KeyChange::Add {
                 passphrase,
@@ -141,30 +144,26 @@ impl<S: Storage> Slots<'_, S> {
             } => {
                 let slot = match slot {
                     Some(slot) => self.existing(*slot)?,
-                    None => match self.free(None) {
-                        Some(slot) => slot,
-                        None => {
-                            return refused(
-                                "Can't add a keyslot - all keyslots are in use".to_owned(),
-                            );
-                        }
-                    },
+                    None => self.free(None).ok_or_else(|| {
+                        refused("Can't add a keyslot - all keyslots are in use".to_owned())
+                    })?,
                 };
+                let rounds = *rounds;
                 if !self.header.slots[slot].active {
-                    return self.add(volume, slot, passphrase, *rounds, random).await;
+                    return self.add(volume, slot, passphrase, rounds, random).await;
                 }
                 if !force {
-                    return refused(format!(
+                    return Err(refused(format!(
                         "Refusing to overwrite active keyslot {slot} - please erase it first"
-                    ));
+                    )));
                 }
                 // The passphrase stands in another slot while this one has none.
                 let between = self.free(Some(slot));
                 if let Some(other) = between {
-                    self.add(volume, other, passphrase, *rounds, random).await?;
+                    self.add(volume, other, passphrase, rounds, random).await?;
                 }
                 self.erase(slot, random).await?;
-                self.add(volume, slot, passphrase, *rounds, random).await?;
+                self.add(volume, slot, passphrase, rounds, random).await?;
                 match between {
                     Some(other) => self.erase(other, random).await,
                     None => Ok(()),
@@ -173,67 +172,67 @@ impl<S: Storage> Slots<'_, S> {
             KeyChange::EraseSlot(slot) => {
                 let slot = self.existing(*slot)?;
                 if !self.header.slots[slot].active {
-                    return refused(format!(
-                        "Given keyslot {slot} is already erased (inactive) "
-                    ));
+                    return match force {
+                        true => Ok(()),
+                        false => Err(refused(format!(
+                            "Given keyslot {slot} is already erased (inactive) "
+                        ))),
+                    };
                 }
                 if !force && self.active() == 1 {
-                    return refused(format!(
+                    return Err(refused(format!(
                         "Attempt to erase the only active keyslot {slot} which will erase all the data in the \
                          image irreversibly - refusing operation"
-                    ));
+                    )));
                 }
                 self.erase(slot, random).await
             }
             KeyChange::Erase { passphrase, slot } => {
-                let mut found = Vec::new();
-                let storage = self.target.storage();
-                let within = match slot {
-                    Some(slot) => {
-                        let slot = self.existing(*slot)?;
-                        slot..slot + 1
-                    }
-                    None => 0..SLOTS,
-                };
-                let mut left = max_rounds;
-                for slot in within {
-                    let opened = Volume::opens(
-                        storage,
-                        self.area,
-                        &self.header,
-                        slot,
-                        passphrase,
-                        &mut left,
-                    );
-                    if opened.await? {
-                        found.push(slot);
-                    }
-                }
-                match (&found[..], slot) {
-                    ([], Some(slot)) => {
-                        return refused(format!(
-                            "Given keyslot {slot} doesn't contain the given old password for erase operation"
-                        ));
-                    }
-                    ([], None) => {
-                        return refused(
-                            "No keyslots match given (old) password for erase operation".to_owned(),
-                        );
-                    }
-                    (found, _) if !force && found.len() == self.active() => {
-                        return refused(
-                            "All the active keyslots match the (old) password that was given and erasing them \
-                             will erase all the data in the image irreversibly - refusing operation"
-                                .to_owned(),
-                        );
-                    }
-                    _ => {}
+                let found = self.opened_by(passphrase, *slot, max_rounds).await?;
+                if !force && found.len() == self.active() {
+                    return Err(refused(
+                        "All the active keyslots match the (old) password that was given and erasing them \
+                         will erase all the data in the image irreversibly - refusing operation"
+                            .to_owned(),
+                    ));
                 }
                 for slot in found {
                     self.erase(slot, random).await?;
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// The slots, or whether it is this one, that a passphrase opens; an error where there is none.
+    async fn opened_by(
+        &self,
+        passphrase: &Passphrase,
+        slot: Option<usize>,
+        mut max_rounds: u64,
+    ) -> Result<Vec<usize>> {
+        let within = match slot {
+            Some(slot) => {
+                let slot = self.existing(slot)?;
+                slot..slot + 1
+            }
+            None => 0..SLOTS,
+        };
+        let (storage, header, left) = (self.target.storage(), &self.header, &mut max_rounds);
+        let mut found = Vec::new();
+        for slot in within {
+            if Volume::opens(storage, self.area, header, slot, passphrase, left).await? {
+                found.push(slot);
+            }
+        }
+        match (found.is_empty(), slot) {
+            (false, _) => Ok(found),
+            (true, Some(slot)) => Err(refused(format!(
+                "Given keyslot {slot} doesn't contain the given old password for erase operation"
+            ))),
+            (true, None) => Err(refused(
+                "No keyslots match given (old) password for erase operation".to_owned(),
+            )),
         }
     }
 

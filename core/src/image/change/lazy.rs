@@ -41,12 +41,8 @@ impl<S: Storage> Engine<'_, S> {
         {
             let mut header = (*self.qcow2.raw_header()).clone();
             header.incompatible_features |= dirty.0;
-            let mut sector = self.state.sector_0.borrow().clone();
-            header.encode_into(&mut sector);
             let whole = self.state.stops_unless_finished();
-            self.write_metadata("Could not write qcow2 header", 0, &sector)
-                .await?;
-            self.state.sector_0.replace(sector);
+            self.write_header(&header, None).await?;
             self.qcow2.adopt(header)?;
             whole.finished();
         }
@@ -88,8 +84,8 @@ impl<S: Storage> Engine<'_, S> {
             true => None,
             false => Some(self.state.commits.lock_all().await),
         };
-        let mut header = (*self.qcow2.raw_header()).clone();
         if self.qcow2.header().incompatible.has(Incompatible::DIRTY) {
+            let mut header = (*self.qcow2.raw_header()).clone();
             header.incompatible_features &= !Incompatible::DIRTY.0;
             let whole = self.state.stops_unless_finished();
             self.switch(header).await?;

@@ -90,11 +90,7 @@ impl<'a, S: Storage> Engine<'a, S> {
             return Ok(());
         }
         (header.refcount_table_offset, header.refcount_table_clusters) = (0, 0);
-        let mut sector = self.state.sector_0.borrow().clone();
-        header.encode_into(&mut sector);
-        self.write_metadata("Could not write qcow2 header", 0, &sector)
-            .await?;
-        self.state.sector_0.replace(sector);
+        self.write_header(&header, None).await?;
         self.state.unflushed.set(false);
         self.flush_file(&self.qcow2.file).await
     }

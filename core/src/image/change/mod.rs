@@ -51,7 +51,7 @@ use crate::image::lock::{Access, RangeGuard};
 use crate::image::ordering::{OrderingPoint, upheld};
 use crate::image::{Image, Layer, Qcow2};
 use crate::qcow2::Header;
-use crate::storage::Storage;
+use crate::storage::{Storage, in_zeros};
 use crate::units::{GuestOffset, SECTOR};
 pub use amend::AmendOptions;
 use before::BeforeChange;
@@ -513,10 +513,7 @@ impl<S: Storage> Image<S> {
                 (start, &encrypted[..])
             }
         };
-        self.count_raw(|counts| {
-            counts.writes += 1;
-            counts.written_bytes += data.len() as u64;
-        });
+        state.count_write(data.len());
         let given_up = io::GivenUp(&state.given_up);
         let result = raw.write(offset, data).await;
         std::mem::forget(given_up);
@@ -547,23 +544,17 @@ impl<S: Storage> Image<S> {
     }
 
     async fn raw_zeroes(&self, offset: GuestOffset, length: u64) -> Result<()> {
-        const PIECE: u64 = 256 << 10;
-        let zeros = vec![0; length.min(PIECE) as usize];
-        let mut at = 0;
-        while at < length {
-            let piece = (length - at).min(PIECE) as usize;
-            self.raw_write(GuestOffset(offset.0 + at), &zeros[..piece])
-                .await?;
-            at += piece as u64;
-        }
-        Ok(())
+        in_zeros(offset.0..offset.0 + length, async |at, zeros: &[u8]| {
+            self.raw_write(GuestOffset(at), zeros).await
+        })
+        .await
     }
 
     pub(crate) async fn raw_flush(&self) -> Result<()> {
         let (Layer::Raw(raw), Some(state)) = (self.top(), &self.changing) else {
             return Ok(());
         };
-        self.count_raw(|counts| counts.flushes += 1);
+        state.count(|counts| counts.flushes += 1);
         raw.file().storage.flush().await.map_err(|source| {
             state.stop(Error::Io {
                 what: "".into(),
@@ -571,11 +562,5 @@ impl<S: Storage> Image<S> {
                 source,
             })
         })
-    }
-
-    fn count_raw(&self, add: impl FnOnce(&mut IoCounts)) {
-        if let Some(state) = &self.changing {
-            state.count(add);
-        }
     }
 }

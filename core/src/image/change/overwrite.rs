@@ -101,10 +101,7 @@ impl<S: Storage> Engine<'_, S> {
         mut write: impl FnMut(&S, HostOffset, Range<usize>) -> bool,
     ) -> bool {
         places.iter().all(|Place { part, host }| {
-            self.state.count(|counts| {
-                counts.writes += 1;
-                counts.written_bytes += part.len() as u64;
-            });
+            self.state.count_write(part.len());
             self.state.unflushed.set(true);
             let given_up = GivenUp(&self.state.given_up);
             let written = write(&self.qcow2.file.storage, *host, part.clone());
@@ -121,13 +118,9 @@ mod tests {
     use std::cell::RefCell;
 
     use super::*;
-    use crate::DenyAll;
-    use crate::chain::File;
-    use crate::create::{CreateOptions, create};
-    use crate::image::{NewSnapshot, OpenOptions};
+    use crate::image::NewSnapshot;
+    use crate::image::placed::tests::{CLUSTER, new_image, open};
     use crate::storage::{AnyStorage, MemoryStorage};
-
-    const CLUSTER: usize = 4096;
 
     fn memory() -> AnyStorage {
         AnyStorage::new(MemoryStorage::default())
@@ -135,32 +128,12 @@ mod tests {
 
     /// With data in clusters 0, 1 and 3, of which the last lies before the others in the file.
     async fn filled(storage: AnyStorage) -> Image<AnyStorage> {
-        let options = CreateOptions {
-            size: 64 * CLUSTER as u64,
-            cluster_size: CLUSTER as u64,
-            ..CreateOptions::default()
-        };
-        create(&storage, None, &options).await.unwrap();
-        let image = open(storage).await;
+        let image = new_image(storage).await;
         for cluster in [3, 0, 1] {
             let at = GuestOffset(cluster * CLUSTER as u64);
             image.write_at(at, &[1; CLUSTER]).await.unwrap();
         }
         image
-    }
-
-    async fn open(storage: AnyStorage) -> Image<AnyStorage> {
-        let file = File {
-            storage,
-            name: "disk".into(),
-        };
-        let options = OpenOptions {
-            writable: true,
-            ..OpenOptions::default()
-        };
-        Image::open(file, &options, &DenyAll::default())
-            .await
-            .unwrap()
     }
 
     /// Overwrites by the short way, and tells how many pieces were written.

@@ -176,6 +176,13 @@ impl Refcounts {
         self.blocks.insert(index, Block { bytes, dirty: None });
     }
 
+    /// The table as a transaction has just made it durable.
+    pub fn adopt_table(&mut self, table: Vec<u64>) {
+        self.blocks
+            .retain(|&index, _| table.get(index as usize).is_some_and(|&entry| entry != 0));
+        self.table = table;
+    }
+
     /// The bytes of block `index`, if it is loaded.
     pub fn block(&self, index: u64) -> Option<&[u8]> {
         self.blocks.get(&index).map(|block| &block.bytes[..])

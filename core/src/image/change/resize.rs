@@ -11,11 +11,8 @@ use crate::image::ordering::{OrderingPoint, upheld};
 use crate::image::{Image, Layer};
 use crate::qcow2::l2::L2Entry;
 use crate::qcow2::{Autoclear, COPIED, Encryption, MAX_L1_BYTES, Version};
-use crate::storage::Storage;
+use crate::storage::{Storage, in_zeros};
 use crate::units::{GuestOffset, HostOffset, SECTOR};
-
-/// How many zeros are written at a time.
-const ZEROS: u64 = 256 << 10;
 
 impl<S: Storage> Image<S> {
     /// Makes the disk `size` bytes long: a multiple of 512, but for a raw image. New bytes read as zeros, but
@@ -62,14 +59,8 @@ impl<S: Storage> Image<S> {
         raw.set_len(size).await.map_err(failed)?;
         if preallocation != Preallocation::Off {
             // The one way to have space that a storage offers.
-            let zeros = vec![0; ZEROS as usize];
-            let mut at = old;
-            while at < size {
-                let piece = (size - at).min(ZEROS) as usize;
-                let written = raw.write(GuestOffset(at), &zeros[..piece]).await;
-                written.map_err(failed)?;
-                at += piece as u64;
-            }
+            let write = async |at, zeros: &[u8]| raw.write(GuestOffset(at), zeros).await;
+            in_zeros(old..size, write).await.map_err(failed)?;
         }
         Ok(())
     }
@@ -102,16 +93,22 @@ impl<S: Storage> Engine<'_, S> {
 
     async fn grow(&self, old: u64, size: u64, preallocation: Preallocation) -> Result<()> {
         self.check_guest_data()?; // Or the backing file could show through.
+        let preallocation = match preallocation {
+            // Every cluster of the disk is in the data file.
+            Preallocation::Off if self.data_file_is_raw() => Preallocation::Metadata,
+            other => other,
+        };
         let mut l1 = self.qcow2.root.borrow().l1.clone();
         let entries = self.qcow2.header().l1_entries_for(size) as usize;
         l1.resize(entries.max(l1.len()), 0);
         let mut shadow = Shadow::new(self);
+        self.keep_home(&mut shadow);
+        let coverage = self.qcow2.header().l1_coverage();
         let prepared = match preallocation {
             _ if !upheld(OrderingPoint::ZeroBeforeGrow) => old,
             Preallocation::Off => self.hidden_past(old, size).await?.end,
             _ => size,
         };
-        let coverage = self.qcow2.header().l1_coverage();
         let mut at = old;
         while at < prepared {
             let index = at / coverage;
@@ -145,24 +142,36 @@ impl<S: Storage> Engine<'_, S> {
             return Ok(());
         };
         let failed = |error| Error::io("Failed to resize the data file", size, error);
-        if raw || preallocation != Preallocation::Off {
+        if !raw && preallocation == Preallocation::Off {
+            return Ok(());
+        }
+        let length = file.storage.len().await.map_err(failed)?;
+        let end = match raw {
+            // As in QEMU, what somebody has put there for the disk to grow into is the disk's.
+            true => length.max(old),
             // What it held past the disk's end is not the disk's.
-            file.storage.set_len(old).await.map_err(failed)?;
+            false => old,
+        };
+        if end < length {
+            file.storage.set_len(end).await.map_err(failed)?;
+        }
+        if end < size {
             file.storage.set_len(size).await.map_err(failed)?;
-            self.state.data_unflushed.set(true);
-            // Encrypted zeros are written cluster by cluster.
-            let encrypted = self.qcow2.header().encryption != Encryption::None;
-            if preallocation.reserves() && !encrypted {
-                let zeros = vec![0; ZEROS as usize];
-                let mut at = old;
-                while at < size {
-                    let piece = &zeros[..(size - at).min(ZEROS) as usize];
-                    file.storage.write_at(at, piece).await.map_err(failed)?;
-                    at += piece.len() as u64;
-                }
-            }
+        }
+        self.state.data_unflushed.set(true);
+        // Encrypted zeros are written cluster by cluster.
+        let encrypted = self.qcow2.header().encryption != Encryption::None;
+        if preallocation.reserves() && !encrypted {
+            let write = async |at, zeros: &[u8]| file.storage.write_at(at, zeros).await;
+            in_zeros(end..size, write).await.map_err(failed)?;
         }
         Ok(())
+    }
+
+    /// Whether the backing file goes on behind byte `end`.
+    fn shows_longer_backing(&self, end: u64) -> bool {
+        let backing = self.image.layers().get(1);
+        backing.is_some_and(|backing| backing.virtual_size() > end)
     }
 
     /// What would be seen of the past if the disk only said that it is longer: the rest of its last cluster,
@@ -183,6 +192,8 @@ impl<S: Storage> Engine<'_, S> {
     async fn shrink(&self, size: u64) -> Result<()> {
         let coverage = self.qcow2.header().l1_coverage();
         let mut shadow = Shadow::new(self);
+        shadow.drops_empty_blocks = true;
+        self.keep_home(&mut shadow);
         let old_l1 = self.qcow2.root.borrow().l1.clone();
         let mut l1 = old_l1.clone();
         for (index, entry) in l1.iter_mut().enumerate() {
@@ -203,6 +214,7 @@ impl<S: Storage> Engine<'_, S> {
             } else if cut {
                 // A copy: the old table is the old state's, or a snapshot's.
                 let copy = shadow.write_l2(&table).await?;
+                self.note_aside(copy, offset);
                 shadow.add(cluster..cluster + 1, -1).await?;
                 *entry = copy | COPIED;
             }
@@ -290,17 +302,13 @@ async fn prepare_table<S: Storage>(
     let engine = shadow.engine;
     let size = engine.cluster_bytes();
     let coverage = engine.qcow2.header().l1_coverage();
-    let old = engine.read_l2(entry).await?;
-    let old_table = old.as_ref().map(|(offset, _)| engine.cluster_of(*offset));
-    let mut table = match old {
-        Some((_, table)) => table,
-        None => L2Table::empty(engine.qcow2.l2_format),
+    let (old, mut table) = match engine.read_l2(entry).await? {
+        Some((offset, table)) => (Some(offset), table),
+        None => (None, L2Table::empty(engine.qcow2.l2_format)),
     };
     let mut places = Places::default();
     // As QEMU: where the backing file reaches there, new clusters are zeros by their entries too.
-    let backing = engine.image.layers().get(1);
-    let shows_backing =
-        backing.is_some_and(|backing| backing.virtual_size() > engine.qcow2.virtual_size());
+    let shows_backing = engine.shows_longer_backing(engine.qcow2.virtual_size());
     let mut changed = false;
     let mut cluster = guest.start / size * size;
     while cluster < guest.end {
@@ -320,7 +328,8 @@ async fn prepare_table<S: Storage>(
             let host = places.next(shadow, cluster, wanted, preallocation).await?;
             let all = engine.qcow2.l2_format.granules(0, size);
             let entry = engine.qcow2.l2_format.data_entry(host, all, 0);
-            match shows_backing && engine.qcow2.header().version >= Version::V3 {
+            let by_entry = engine.qcow2.header().version >= Version::V3;
+            match shows_backing && by_entry && !preallocation.reserves() {
                 true => engine.qcow2.l2_format.zero_entry(entry, all),
                 false => entry,
             }
@@ -340,8 +349,10 @@ async fn prepare_table<S: Storage>(
         return Ok(entry);
     }
     let copy = shadow.write_l2(&table).await?;
-    if let Some(old) = old_table {
-        shadow.add(old..old + 1, -1).await?;
+    if let Some(offset) = old {
+        engine.note_aside(copy, offset);
+        let cluster = engine.cluster_of(offset);
+        shadow.add(cluster..cluster + 1, -1).await?;
     }
     Ok(copy | COPIED)
 }

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use crate::convert::is_zero;
 use crate::error::{Error, Place, Result, Structure};
 use crate::image::change::Engine;
 use crate::image::change::bitmaps::{Follow, Patch};
@@ -40,6 +41,8 @@ pub(crate) struct Shadow<'e, 'a, S> {
     pub wanted: Option<(Range<u64>, Range<u64>)>,
     /// Free clusters that are to stay free.
     reserved: Vec<Range<u64>>,
+    /// Whether blocks that count nothing any more are given up.
+    pub drops_empty_blocks: bool,
     hint: u64,
 }
 
@@ -59,6 +62,7 @@ impl<'e, 'a, S: Storage> Shadow<'e, 'a, S> {
             table_home: None,
             wanted: None,
             reserved: Vec::new(),
+            drops_empty_blocks: false,
             hint: refcounts.hint(),
         }
     }
@@ -310,7 +314,7 @@ impl<'e, 'a, S: Storage> Shadow<'e, 'a, S> {
                 .keys()
                 .next()
                 .map(|first| first * refcounts.per_block());
-            refcounts.table = self.table;
+            refcounts.adopt_table(self.table);
             for (index, bytes) in self.blocks {
                 refcounts.replace(index, bytes);
             }
@@ -368,6 +372,9 @@ impl<'e, 'a, S: Storage> Shadow<'e, 'a, S> {
             };
             self.homes.insert(index, home.start * size);
         }
+        if self.drops_empty_blocks {
+            self.drop_empty_blocks().await?;
+        }
         for (index, home) in &self.homes {
             self.table[*index as usize] = *home;
         }
@@ -377,6 +384,43 @@ impl<'e, 'a, S: Storage> Shadow<'e, 'a, S> {
         self.header.refcount_table_offset = home.start * size;
         self.header.refcount_table_clusters = clusters as u32;
         Ok(())
+    }
+
+    /// Gives up blocks that count nothing, or themselves alone. What counts their places has a place already.
+    async fn drop_empty_blocks(&mut self) -> Result<()> {
+        let size = self.engine.cluster_bytes();
+        loop {
+            let before = self.blocks.len();
+            let homes: Vec<_> = self.homes.iter().map(|(&at, &home)| (at, home)).collect();
+            for (index, home) in homes {
+                let home = home / size;
+                if self.counts_nothing_but(home, index) {
+                    self.add(home..home + 1, -1).await?;
+                    self.blocks.remove(&index);
+                    self.homes.remove(&index);
+                    self.table[index as usize] = 0;
+                }
+            }
+            // One that counted another is empty by now.
+            if self.blocks.len() == before {
+                return Ok(());
+            }
+        }
+    }
+
+    fn counts_nothing_but(&self, home: u64, index: u64) -> bool {
+        let refcounts = self.engine.state.refcounts.borrow();
+        let Some(block) = self.blocks.get(&index) else {
+            return false;
+        };
+        match refcounts.place_of(home) {
+            (counted_by, entry) if counted_by == index => {
+                let mut others = block.clone();
+                refcounts.width.set(&mut others, entry, 0);
+                is_zero(&others)
+            }
+            _ => is_zero(block),
+        }
     }
 
     async fn write_refcounts(&self) -> Result<()> {

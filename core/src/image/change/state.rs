@@ -186,6 +186,13 @@ impl Changing {
         self.epoch.borrow_mut().unlinked.push(cluster);
     }
 
+    pub fn count_write(&self, bytes: usize) {
+        self.count(|counts| {
+            counts.writes += 1;
+            counts.written_bytes += bytes as u64;
+        });
+    }
+
     pub fn count(&self, add: impl FnOnce(&mut IoCounts)) {
         let mut counts = self.counts.get();
         add(&mut counts);

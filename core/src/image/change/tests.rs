@@ -574,6 +574,54 @@ fn settled_tables_stand_where_they_stood() {
 }
 
 #[test]
+fn a_disk_that_shrinks_gives_up_the_refcount_blocks_that_count_nothing() {
+    let storage = Slow::default();
+    let options = CreateOptions {
+        size: 1 << 20,
+        cluster_size: 512,
+        refcount_bits: 64,
+        ..CreateOptions::default()
+    };
+    now(create(&storage, None, &options)).unwrap();
+    let image = open(&storage);
+    now(image.write_at(GuestOffset(0), &[7; 1 << 20])).unwrap();
+    now(image.close()).unwrap();
+    let blocks = |image: &Image<AnyStorage>| -> Vec<u64> {
+        let table = image.top().as_qcow2().unwrap().header().refcount_table;
+        let mut bytes = vec![0; table.entries as usize * 8];
+        now(storage.read_at(table.offset.0, &mut bytes)).unwrap();
+        let entries = bytes
+            .as_chunks::<8>()
+            .0
+            .iter()
+            .map(|&entry| u64::from_be_bytes(entry));
+        entries.filter(|&entry| entry != 0).collect()
+    };
+    let image = open(&storage);
+    let before = blocks(&image).len();
+    let shrink = ResizeOptions {
+        shrink: true,
+        ..ResizeOptions::default()
+    };
+    now(image.resize(64 << 10, &shrink)).unwrap();
+    now(image.close()).unwrap();
+    assert!(blocks(&image).len() < before / 4);
+    for offset in blocks(&image) {
+        let mut block = [0; 512];
+        now(storage.read_at(offset, &mut block)).unwrap();
+        assert_ne!(block, [0; 512], "{offset:#x}");
+    }
+    assert_clean(&storage);
+    // What has no block any more gets one again.
+    let grown = ResizeOptions::default();
+    now(image.resize(1 << 20, &grown)).unwrap();
+    now(image.write_at(GuestOffset(0), &[8; 1 << 20])).unwrap();
+    now(image.close()).unwrap();
+    assert_clean(&storage);
+    assert_eq!(content(&open(&storage)), [8; 1 << 20]);
+}
+
+#[test]
 fn lazy_refcounts_are_counted_anew_after_a_crash() {
     let storage = new_image();
     // The L2 table follows what there is, and the data the table.

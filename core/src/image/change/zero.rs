@@ -5,11 +5,8 @@ use crate::image::change::guest::Cluster;
 use crate::image::change::{Engine, ZeroMode};
 use crate::qcow2::l2::L2Entry;
 use crate::qcow2::{Autoclear, Version};
-use crate::storage::Storage;
+use crate::storage::{Storage, in_zeros};
 use crate::units::GuestOffset;
-
-/// The most zeros that are written with one request, in bytes.
-const ZEROS: usize = 256 << 10;
 
 impl<S: Storage> Engine<'_, S> {
     /// Makes `start..end` of the guest's disk read as zeros; the range is locked.
@@ -121,7 +118,10 @@ impl<S: Storage> Engine<'_, S> {
             let mask = format.granules(first, first + format.granule_bytes());
             let on_disk = granule_end.min(self.qcow2.virtual_size());
             let holds_data = cluster.entry.is_compressed() || cluster.data & mask != 0;
-            if !holds_data && self.image.known_zeros(granule, on_disk).await? {
+            let alone = !holds_data
+                && self.image.known_zeros(granule, at).await?
+                && self.image.known_zeros(part_end, on_disk).await?;
+            if alone {
                 self.zero_granules(&cluster, mask, mode).await?;
             } else {
                 self.write_zeros(at, part_end).await?;
@@ -170,25 +170,17 @@ impl<S: Storage> Engine<'_, S> {
         if self.qcow2.volume()?.is_some() {
             return self.write_zeros(start, end).await; // Nobody reads an encrypted one by itself.
         }
-        let zeros = vec![0; (end - start).min(ZEROS as u64) as usize];
-        let mut at = start;
-        while at < end {
-            let length = (end - at).min(zeros.len() as u64) as usize;
-            self.write_data(at, &zeros[..length]).await?;
-            at += length as u64;
-        }
-        Ok(())
+        in_zeros(start..end, async |at, zeros: &[u8]| {
+            self.write_data(at, zeros).await
+        })
+        .await
     }
 
     pub(super) async fn write_zeros(&self, start: u64, end: u64) -> Result<()> {
-        let zeros = vec![0; (end - start).min(ZEROS as u64) as usize];
-        let mut at = start;
-        while at < end {
-            let length = (end - at).min(zeros.len() as u64) as usize;
-            self.write_guest(GuestOffset(at), &zeros[..length]).await?;
-            at += length as u64;
-        }
-        Ok(())
+        in_zeros(start..end, async |at, zeros: &[u8]| {
+            self.write_guest(GuestOffset(at), zeros).await
+        })
+        .await
     }
 
     /// Gives back the whole clusters in `start..end`, which read as zeros from then on; the range is
@@ -235,7 +227,7 @@ impl<S: Storage> Engine<'_, S> {
         Ok(())
     }
 
-    fn data_file_is_raw(&self) -> bool {
+    pub(super) fn data_file_is_raw(&self) -> bool {
         let header = self.qcow2.header();
         header.has_data_file() && header.autoclear.has(Autoclear::DATA_FILE_RAW)
     }

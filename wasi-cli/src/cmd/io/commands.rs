@@ -463,9 +463,7 @@ impl Change {
                 }
             }
         }
-        let qcow2 = open.image.top().as_qcow2();
-        let cluster = qcow2.map_or(1, |qcow2| qcow2.header().cluster_size.bytes());
-        check_settings(&settings, cluster).map_err(Failure::new)
+        check_settings(&settings, &open.image).map_err(Failure::new)
     }
 
     fn apply(&self, opening: &mut Opening) {

@@ -134,10 +134,8 @@ impl Opening {
     /// image allows it is no reason to leave one behind that is not whole.
     fn lazy(&self, name: &Name) -> Result<bool, Failure> {
         const KEY: &str = "lazy-refcounts";
-        let told = match name.option(KEY) {
-            Some(value) => Some(read_switch(KEY, value).map_err(|error| self.failed(&error))?),
-            None => None,
-        };
+        let told = name.option(KEY).map(|value| read_switch(KEY, value));
+        let told = told.transpose().map_err(|error| self.failed(&error))?;
         Ok(self.lazy_refcounts.or(told).unwrap_or(false))
     }
 
@@ -299,7 +297,8 @@ impl<'a> Session<'a> {
         let mut code = 0;
         let mut lines = std::io::stdin().lock().lines();
         loop {
-            out!("{}> ", self.program);
+            // Whatever the program is called: scripts wait for it.
+            out!("qemu-io> ");
             console::flush();
             let Some(Ok(line)) = lines.next() else { break };
             match self.command(&line) {

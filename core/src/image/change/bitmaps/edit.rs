@@ -84,7 +84,7 @@ impl<S: Storage> Image<S> {
         let mut edit = Edit::begin(&engine).await?;
         let index = edit.find(name)?;
         let bitmap = edit.entries.remove(index).bitmap;
-        edit.give_up(&bitmap).await?;
+        edit.shadow.free_bitmap(&bitmap).await?;
         edit.finish().await
     }
 
@@ -99,7 +99,7 @@ impl<S: Storage> Image<S> {
         let mut edit = Edit::begin(&engine).await?;
         let index = edit.find_consistent(name)?;
         let old = edit.entries[index].bitmap.clone();
-        edit.give_up(&old).await?;
+        edit.shadow.free_bitmap(&old).await?;
         let new = edit.empty(&old).await?;
         edit.entries[index].set(new);
         edit.finish().await
@@ -240,8 +240,10 @@ impl<'e, 'a, S: Storage> Edit<'e, 'a, S> {
             }
         }
         // Everything new stands in clusters that are free, until the switch.
+        let mut shadow = Shadow::new(engine);
+        engine.keep_home(&mut shadow);
         Ok(Self {
-            shadow: Shadow::new(engine),
+            shadow,
             entries,
             old: engine.qcow2.extensions().bitmaps,
         })
@@ -280,17 +282,18 @@ impl<'e, 'a, S: Storage> Edit<'e, 'a, S> {
         Ok(index)
     }
 
-    /// Writes the tables of all bitmaps anew, as QEMU does whenever it stores bitmaps: what it leaves free in front of
-    /// them is where everybody's next tables go.
+    /// Writes the tables of all bitmaps anew, and the bits of those that have few, as QEMU does whenever it stores
+    /// bitmaps: what it leaves free in front of them is where everybody's next tables go.
     async fn renew_tables(&mut self) -> Result<()> {
         for index in 0..self.entries.len() {
             let old = self.entries[index].bitmap.clone();
             if old.flags.in_use() {
                 continue; // Nobody knows what it should say.
             }
-            let Ok(table) = self.shadow.engine.read_bitmap_table(&old).await else {
+            let Ok(mut table) = self.shadow.engine.read_bitmap_table(&old).await else {
                 continue; // Nor can this one be read; what is added does not need it.
             };
+            self.renew_bits(&mut table).await?;
             let bytes = u64::from(old.table_entries) * 8;
             self.shadow.free_table(old.table.0, bytes).await?;
             let new = self.with_table(&old, &table).await?;
@@ -299,16 +302,25 @@ impl<'e, 'a, S: Storage> Edit<'e, 'a, S> {
         Ok(())
     }
 
-    /// The clusters of a bitmap's table and bits are free in the new state.
-    async fn give_up(&mut self, bitmap: &Bitmap) -> Result<()> {
+    async fn renew_bits(&mut self, table: &mut [Bits]) -> Result<()> {
+        const FEW: usize = 64;
         let engine = self.shadow.engine;
-        for bits in engine.read_bitmap_table(bitmap).await? {
-            if let Bits::At(HostOffset(at)) = bits {
-                self.shadow.free_table(at, engine.cluster_bytes()).await?;
+        let stored = table.iter_mut().filter(|bits| matches!(bits, Bits::At(_)));
+        let stored: Vec<_> = stored.collect();
+        if stored.len() > FEW {
+            return Ok(());
+        }
+        for bits in stored {
+            if let (Bits::At(old), Ok(bytes)) = (*bits, engine.bits_of(*bits).await) {
+                let what = "Could not write bitmap data";
+                let new = self.shadow.write_new_table(what, &bytes).await?;
+                self.shadow
+                    .free_table(old.0, engine.cluster_bytes())
+                    .await?;
+                *bits = Bits::At(HostOffset(new));
             }
         }
-        let bytes = u64::from(bitmap.table_entries) * 8;
-        self.shadow.free_table(bitmap.table.0, bytes).await
+        Ok(())
     }
 
     /// The same bitmap with a table that says nothing.
@@ -522,9 +534,23 @@ impl<'e, 'a, S: Storage> Edit<'e, 'a, S> {
     }
 }
 
+impl<S: Storage> Shadow<'_, '_, S> {
+    /// The clusters of a bitmap's table and bits are free in the new state.
+    pub async fn free_bitmap(&mut self, bitmap: &Bitmap) -> Result<()> {
+        let engine = self.engine;
+        for bits in engine.read_bitmap_table(bitmap).await? {
+            if let Bits::At(HostOffset(at)) = bits {
+                self.free_table(at, engine.cluster_bytes()).await?;
+            }
+        }
+        let bytes = u64::from(bitmap.table_entries) * 8;
+        self.free_table(bitmap.table.0, bytes).await
+    }
+}
+
 impl<S: Storage> Engine<'_, S> {
     /// The bytes of a cluster of bits.
-    async fn bits_of(&self, bits: Bits) -> Result<Vec<u8>> {
+    pub(super) async fn bits_of(&self, bits: Bits) -> Result<Vec<u8>> {
         let size = self.cluster_bytes() as usize;
         match bits {
             Bits::Zeros => Ok(vec![0; size]),

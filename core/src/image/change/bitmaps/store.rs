@@ -68,6 +68,7 @@ impl<S: Storage> Engine<'_, S> {
         }
         let _held = Exclusive::new(self).await?;
         let mut shadow = Shadow::new(self);
+        self.keep_home(&mut shadow);
         shadow.bitmaps = Follow::Stored;
         let l1 = self.qcow2.root.borrow().l1.clone();
         let snapshots = self.qcow2.snapshots().to_vec();
@@ -347,20 +348,11 @@ impl<S: Storage> Rebuilding<'_, '_, '_, S> {
     /// One cluster of bits as it is in the new state: the old one where nothing changes.
     async fn cluster(&mut self, old: Bits, edit: Edit) -> Result<Bits> {
         let engine = self.shadow.engine;
-        let size = engine.cluster_bytes() as usize;
         let full = edit.length == engine.bits_per_cluster();
         if full && edit.set.first() == Some(&(0..edit.length)) {
             return Ok(Bits::Ones);
         }
-        let old_bytes = match old {
-            Bits::Zeros => vec![0; size],
-            Bits::Ones => vec![u8::MAX; size],
-            Bits::At(HostOffset(at)) => {
-                engine
-                    .read_metadata("Could not read bitmap data", at, size)
-                    .await?
-            }
-        };
+        let old_bytes = engine.bits_of(old).await?;
         let mut bytes = old_bytes.clone();
         bits::clear_from(&mut bytes, edit.kept);
         for range in edit.set {

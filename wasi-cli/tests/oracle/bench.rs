@@ -1,11 +1,7 @@
 //! `bench`: what qemu-img says, but for the time, and the bytes that it writes.
-#![cfg(unix)]
-
-mod answers;
-
 use std::path::Path;
 
-use answers::{Answer, Folder, answer, oracle_is_missing, words};
+use crate::answers::{Answer, Folder, answer, oracle_is_missing, words};
 
 const PREPARE: &str = "
 set -e

@@ -1,13 +1,9 @@
 //! `hydrate` and `backup`: what goes on while an image is in use, judged by the native tools.
-#![cfg(unix)]
-
-mod answers;
-
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use answers::{Answer, Folder, answer, oracle_is_missing, shell, words};
+use crate::answers::{Answer, Folder, answer, oracle_is_missing, shell, words};
 
 const PREPARE: &str = "
 set -e

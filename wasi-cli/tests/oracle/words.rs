@@ -1,12 +1,8 @@
 //! The command line word for word: what qemu-img and qemu-io say to a line, ours says too, with the same exit
 //! code. `img-lines.txt` and `io-lines.txt` hold the lines, right and wrong ones.
-#![cfg(unix)]
-
-mod answers;
-
 use std::path::Path;
 
-use answers::{Folder, answer, oracle_is_missing, words};
+use crate::answers::{Folder, answer, oracle_is_missing, words};
 
 /// Prepared by the oracle itself, once; every line then finds them in its working folder.
 const PREPARE: &str = "

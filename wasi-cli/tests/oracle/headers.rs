@@ -1,14 +1,9 @@
 //! What the bytes of an image say after it was changed, where scripts look at them: the order of the header
 //! extensions, where the tables are, and the snapshot table. Every script runs once with the oracle's tools alone, and
 //! once with ours in place of qemu-img.
-#![cfg(unix)]
-
-#[allow(dead_code)] // Only whole scripts are run here.
-mod answers;
-
 use std::path::Path;
 
-use answers::{Folder, oracle_is_missing, shell};
+use crate::answers::{Folder, oracle_is_missing, shell};
 
 /// Prints what stands in the first cluster: the roots, then type and length of every extension; what is behind a
 /// missing `bitmaps` is not the same with ours, which has those in sector 0.

@@ -1,14 +1,9 @@
 //! Lines that follow one another: small scripts in which each step finds what those before it left, run once
 //! with qemu-img and qemu-io, once with ours under their names. All that is printed is the same, down to where
 //! in the file things lie.
-#![cfg(unix)]
-
-#[allow(dead_code)] // Single lines are asked for by the other tests.
-mod answers;
-
 use std::path::Path;
 
-use answers::{Folder, oracle_is_missing, shell};
+use crate::answers::{Folder, oracle_is_missing, shell};
 
 /// Runs `script` in a folder of its own, with `programs` found first; what it prints, without times.
 fn printed(name: &str, script: &str, programs: Option<&Path>) -> String {
@@ -86,7 +81,14 @@ fn a_repair_forgets_unknown_autoclear_bits_and_tells_of_old_refcounts() {
         fresh; poke 131082 '\0\0'; mend
         fresh; poke 48 '\0\0\0\0\0\0\0\0\0\0\0\0'; mend
         fresh; poke 65544 '\0\0\0\0\0\020\0\0'; mend
-        fresh; poke 65544 '\177\377\377\377\377\377\0\0'; mend"#,
+        fresh; poke 65544 '\177\377\377\377\377\377\0\0'; mend
+        # What is not repaired is told of again, and all of that before the summary.
+        qemu-img create -q -f raw base 128k
+        for also in '' 'write -q -z 4k 2k'; do
+            qemu-img create -q -f qcow2 -o extended_l2=on -b base -F raw a
+            qemu-io -c 'write -q -P 1 4k 2k' a; [ -z "$also" ] || qemu-io -c "$also" a
+            poke 262150 '\2'; mend
+        done"#,
     );
 }
 
@@ -107,6 +109,12 @@ fn zeros_are_marked_and_written_where_qemu_does_it() {
             qemu-img convert -n -O qcow2 empty a
             qemu-img map --output=json a
         done
+        # What the backing file has under the zeros is no reason to write them.
+        qemu-img create -q -f qcow2 -o cluster_size=512 fine 1M
+        qemu-io -c 'write -q -P 17 5k 1k' -c 'write -q -P 17 12k 2k' fine
+        qemu-img create -q -f qcow2 -o cluster_size=4k -b fine -F qcow2 a
+        qemu-io -c 'write -z 5k 2k' -c 'write -z 13k 1k' a
+        qemu-img map --output=json a
         qemu-img create -q -f qcow2 -b base -F qcow2 grown 1M
         qemu-img resize --preallocation=metadata grown 6M
         qemu-io -c 'read -P 0 1M 5M' grown
@@ -114,7 +122,12 @@ fn zeros_are_marked_and_written_where_qemu_does_it() {
         qemu-img create -q -f qcow2 -o data_file=d.raw,data_file_raw=on d 8M
         qemu-io -c 'write -P 1 1M 4M' -c 'discard 2M 2M' -c 'write -z 3M 3M' d
         qemu-img map --output=json d
-        qemu-io -f raw -c 'read -P 1 1M 1M' -c 'read -P 0 3M 3M' d.raw",
+        qemu-io -f raw -c 'read -P 1 1M 1M' -c 'read -P 0 3M 3M' d.raw
+        # A disk that is all of its data file grows into what is there.
+        truncate -s 16M d.raw; qemu-io -f raw -c 'write -q -P 8 8M 1M' d.raw
+        qemu-img resize d 12M; qemu-io -c 'read -P 8 8M 1M' -c 'read -P 0 9M 3M' d
+        qemu-img resize d 20M; qemu-io -c 'read -P 8 8M 1M' -c 'read -P 0 16M 4M' d
+        qemu-img map --output=json d; qemu-img check d",
     );
 }
 
@@ -137,6 +150,9 @@ fn options_name_other_files_than_the_image_does() {
         qemu-img create -q -f qcow2 -o data_file=d.raw d 1M
         qemu-io -c 'write -q -P 7 0 64k' d
         cp d.raw other.raw
+        mkdir sub
+        qemu-img create -q -f qcow2 -o data_file=here.raw sub/d 1M
+        qemu-io -c 'write -q -P 9 0 64k' sub/d; ls here.raw; qemu-img map sub/d
         mv d.raw away.raw
         qemu-img info --output=json d | grep -c data-file
         qemu-io -c 'open d'
@@ -201,6 +217,9 @@ fn settings_are_checked_though_they_change_nothing() {
              -c 'reopen -o {level}node-name=m'\n"
         );
     }
+    script += "qemu-img create -q -f qcow2 -o cluster_size=256k large 32P
+        qemu-io -c 'open -o l2-cache-entry-size=512,l2-cache-size=1T large'
+        qemu-io -c 'reopen -o l2-cache-entry-size=512,l2-cache-size=1T' large\n";
     alike("settings", &script);
 }
 
@@ -473,8 +492,70 @@ fn tables_stand_where_people_look_for_them() {
             qemu-img bitmap --add -g $granularity a b$granularity
             qemu-img measure -O qcow2 -f raw a | grep fully
         done
+        qemu-img check a
+        # Refcounts, active tables and bitmaps after changes of more than one step.
+        qemu-img create -q -f qcow2 a 10M
+        qemu-io -c 'write -q 0 1M' -c 'discard -q 64k 640k' a
+        qemu-img bitmap --add -g 32k a one; words 0x28 16
+        qemu-img bitmap --add a two --disable; words 0x28 16
+        qemu-img create -q -f qcow2 a 1M; qemu-io -c 'write -q 0 128k' a
+        for size in 64k 1M; do qemu-img resize --shrink a $size; words 0x28 16; words 0x40000 32; done
         qemu-img check a"#,
     );
+}
+
+#[test]
+fn encrypted_images_have_the_same_words_and_sizes() {
+    alike(
+        "luks",
+        r#"
+        secrets='--object secret,id=s,data=letmein --object secret,id=n,data=other'
+        fast=iter-time=10
+        for options in '' -o\ key-secret=no -o\ key-secret=s -o\ key-secret=s,preallocation=falloc \
+            -o\ key-secret=s,cipher-mode=cbc,ivgen-alg=plain64 -o\ cipher-alg=foo -o\ cipher-mode=ecb \
+            -o\ key-secret=no,cipher-alg=serpent-128; do
+            qemu-img measure -O luks $secrets $options --size 1000
+            qemu-img create -f luks $secrets $options a 1000 > /dev/null; ls a
+        done
+        printf abc > odd
+        qemu-img measure -O luks $secrets -o key-secret=s -f raw --output=json odd
+        # What cannot become an image is no longer there, but for words that mean nothing.
+        printf '\377' > bytes
+        for options in key-secret=b key-secret=s,cipher-alg=foo; do
+            touch a; qemu-img create -f luks --object secret,id=b,file=bytes -o $options a 1M; ls a
+        done
+        # An erased slot is erased, if one insists.
+        qemu-img create -q -f luks $secrets -o key-secret=s,$fast a 1M
+        for insist in '' --force; do
+            qemu-img amend $secrets --image-opts driver=luks,file.filename=a,key-secret=s \
+                -o state=inactive,keyslot=1 $insist; echo "exit code $?"
+        done
+        # Both images of a commit have keys.
+        luks=encrypt.format=luks,encrypt.$fast
+        qemu-img create -q -f qcow2 $secrets -o $luks,encrypt.key-secret=s base 1M
+        qemu-img create -q -f qcow2 $secrets -o $luks,encrypt.key-secret=n -b base -F qcow2 over
+        both=driver=qcow2,file.filename=over,encrypt.key-secret=n,backing.encrypt.key-secret=s
+        below=driver=qcow2,file.filename=base,encrypt.key-secret=s
+        qemu-io $secrets --image-opts -c 'write -P 9 0 1M' $both
+        qemu-img commit $secrets --image-opts $both
+        qemu-io $secrets --image-opts -c 'read -P 9 0 1M' $below
+        qemu-img check $secrets --image-opts $both | grep -v offset"#,
+    );
+}
+
+#[test]
+fn the_prompt_is_what_scripts_wait_for() {
+    if oracle_is_missing() {
+        return;
+    }
+    let folder = Folder::prepared("steps-prompt", "qemu-img create -q -f qcow2 a 1M");
+    let said = |program: &str| {
+        let script = format!("printf 'length\\nquit\\n' | {program} a");
+        shell(&folder.0, &script).output().unwrap().stdout
+    };
+    let ours = said(&format!("{} io", env!("CARGO_BIN_EXE_oxcow")));
+    assert_eq!(ours, said("qemu-io"));
+    assert_eq!(ours, b"qemu-io> 1 MiB\nqemu-io> ");
 }
 
 #[test]

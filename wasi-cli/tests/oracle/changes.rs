@@ -1,16 +1,12 @@
 //! Lines that change images: what qemu-img and qemu-io say to them, and what the images are like afterwards.
 //! Every line finds the same images anew, once for the oracle and once for ours.
-#![cfg(unix)]
-
-mod answers;
-
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use answers::{Answer, Folder, answer, oracle_is_missing, shell, words};
+use crate::answers::{Answer, Folder, answer, oracle_is_missing, shell, words};
 
 /// Small images of every kind, with data, compressed clusters, zeros and nothing in the same places.
 const PREPARE: &str = r#"

@@ -1,13 +1,9 @@
 //! `check -r` on damaged images: what is said while they are repaired, and what is left of the damage.
-#![cfg(unix)]
-
-mod answers;
-
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use answers::{Answer, Folder, answer, oracle_is_missing, words};
+use crate::answers::{Answer, Folder, answer, oracle_is_missing, words};
 
 /// 64 KiB clusters, 16 bits of refcount, one snapshot; five clusters of data, one of them written anew since.
 const PREPARE: &str = "
