@@ -29,7 +29,7 @@ const LONGEST: u64 = 20_000;
 /// How many commands a process is given: more than it can do in that time, and no more than fit into a pipe.
 const COMMANDS: usize = 1_500;
 const IMAGE: &str = "disk.qcow2";
-const PROMPT: &str = "oxcow> ";
+const PROMPT: &str = "qemu-io> ";
 
 /// What was counted.
 #[derive(Default)]
