@@ -235,6 +235,12 @@ fn whole_disk() -> Vec<Case> {
             "convert -O qcow2 plain.qcow2 IMAGE",
         ),
         convert(
+            "convert qcow2 to qcow2, flushed by both",
+            no_slower,
+            disks::real,
+            "convert -t writeback -O qcow2 plain.qcow2 IMAGE",
+        ),
+        convert(
             "convert raw to LUKS",
             "",
             disks::raw,
