@@ -54,6 +54,8 @@ struct WebModule {
     name: &'static str,
     profile: &'static str,
     features: &'static [&'static str],
+    /// What Binaryen is to look for.
+    optimise: &'static str,
 }
 
 /// What is needed to open an image, which a page loads first, and what can everything.
@@ -62,11 +64,13 @@ const WEB_MODULES: [WebModule; 2] = [
         name: "oxcow_reader",
         profile: "web-reader",
         features: &["--no-default-features"],
+        optimise: "-O3",
     },
     WebModule {
         name: "oxcow_web",
         profile: "web",
         features: &[],
+        optimise: "-Os",
     },
 ];
 
@@ -78,7 +82,7 @@ pub fn package() -> Result<()> {
     side_by_side(&WEB_MODULES, WebModule::build)?;
     for module in &WEB_MODULES {
         let out = root().join("web/dist/wasm");
-        bindings(&module.built()?, &out, module.name)?;
+        bindings(module, &out)?;
     }
     run_quietly(npm("web").args(["run", "build"]))
 }
@@ -139,9 +143,11 @@ fn build(args: &[&str]) -> Result<()> {
 }
 
 /// The JavaScript glue of a web module, and the module made smaller; nothing if it has not changed.
-fn bindings(module: &Path, out: &Path, name: &str) -> Result<()> {
+fn bindings(module: &WebModule, out: &Path) -> Result<()> {
+    let (built, name) = (module.built()?, module.name);
     let mut hasher = DefaultHasher::new();
-    std::fs::read(module)?.hash(&mut hasher);
+    std::fs::read(&built)?.hash(&mut hasher);
+    module.optimise.hash(&mut hasher);
     let made_from = format!("{:016x}", hasher.finish());
     let stamp = out.join(format!(".made-from-{name}"));
     if std::fs::read_to_string(&stamp).is_ok_and(|have| have == made_from) {
@@ -166,14 +172,14 @@ fn bindings(module: &Path, out: &Path, name: &str) -> Result<()> {
             "xtask-bindgen",
             "--",
         ])
-        .args([module, out])
+        .args([&built, out])
         .arg(name))?;
 
     let glued = out.join(format!("{name}_bg.wasm"));
     eprintln!("optimising {}", glued.display());
     run(Command::new("node")
         .arg(root().join("web/node_modules/binaryen/bin/wasm-opt"))
-        .arg("-O3")
+        .arg(module.optimise)
         .args(WASM_FEATURES)
         .arg(&glued)
         .arg("-o")
