@@ -10,6 +10,7 @@ use std::future::Future;
 use std::io::{self, Read};
 use std::path::Path;
 use std::pin::pin;
+use std::sync::OnceLock;
 use std::task::{Context, Poll, Waker};
 
 use oxcow::Storage;
@@ -200,7 +201,10 @@ pub fn remove(path: &str) -> io::Result<()> {
 /// Does something with `path`. Inside a sandbox that was given the working folder as `.`, absolute names in
 /// it are found too, if the variable `PWD` says where it is.
 fn by_any_name<T>(path: &str, act: impl Fn(&str) -> io::Result<T>) -> io::Result<T> {
-    let done = match act(path) {
+    let in_folder = working_folder()
+        .filter(|_| !path.is_empty() && !path.starts_with('/'))
+        .map(|folder| format!("{folder}/{path}"));
+    let done = match act(in_folder.as_deref().unwrap_or(path)) {
         Err(error) if is_outside_sandbox(&error) || is_misplaced(path, &error) => {
             let folder = std::env::var("PWD").unwrap_or_default();
             let inside = path
@@ -222,6 +226,18 @@ fn by_any_name<T>(path: &str, act: impl Fn(&str) -> io::Result<T>) -> io::Result
     })
 }
 
+/// The working folder by its whole name, where a sandbox says it in `PWD` and was given a folder that it is in. Relative
+/// names are taken from there then: WASI's library takes them from whichever folder was given last.
+fn working_folder() -> Option<&'static str> {
+    static FOLDER: OnceLock<Option<String>> = OnceLock::new();
+    let found = FOLDER.get_or_init(|| {
+        let folder = std::env::var("PWD").ok()?;
+        let is_there = || fs::metadata(&folder).is_ok_and(|it| it.is_dir());
+        (cfg!(target_os = "wasi") && folder.starts_with('/') && is_there()).then_some(folder)
+    });
+    found.as_deref()
+}
+
 /// Whether an error of WASI's says no more than that there is one.
 fn is_unspecific(error: &io::Error) -> bool {
     cfg!(target_os = "wasi") && error.to_string() == UNSPECIFIC
@@ -233,7 +249,8 @@ fn sync_folder_of(path: &str) {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),
     };
-    if let Ok(folder) = fs::File::open(folder) {
+    let folder = folder.to_string_lossy();
+    if let Ok(folder) = by_any_name(&folder, |folder| fs::File::open(folder)) {
         let _ = folder.sync_all();
     }
 }

@@ -517,3 +517,21 @@ fn what_is_there_stays_where_no_image_can_be_made() {
         }
     }
 }
+
+#[test]
+fn relative_names_are_those_of_the_working_folder_whatever_else_is_given() {
+    let scratch = Scratch::new("create-relative");
+    let dir = scratch.path();
+    let also = Some(Path::new("/"));
+    let run = |line: &str| {
+        let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        let outcome = Build::Wasm.run("oxcow", dir, also, &words);
+        assert_eq!(outcome.code, 0, "{line}: {}", outcome.stderr);
+        outcome.stdout
+    };
+    run("create -q -f qcow2 relative-name.qcow2 1M");
+    assert!(dir.join("relative-name.qcow2").is_file());
+    assert!(run("info relative-name.qcow2").starts_with("image: relative-name.qcow2\n"));
+    let whole = dir.join("relative-name.qcow2").display().to_string();
+    run(&format!("info {whole}"));
+}
