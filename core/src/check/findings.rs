@@ -93,13 +93,20 @@ impl<'w> Findings<'w> {
     /// The same watcher, for another walk over the same tables: it is told how far that is, and no problem
     /// again.
     pub fn again(&mut self) -> Again<'_> {
-        Again(self.watcher)
+        Again {
+            watcher: self.watcher,
+            tells: |_| false,
+        }
     }
 
     /// The same watcher, for another walk that tells of what the first one left as it is in other tables than those of
     /// the refcounts.
-    pub fn still(&mut self) -> Still<'_> {
-        Still(self.watcher)
+    pub fn still(&mut self) -> Again<'_> {
+        const REFCOUNTS: [Structure; 2] = [Structure::RefcountTable, Structure::RefcountBlock];
+        Again {
+            watcher: self.watcher,
+            tells: |problem| !problem.repaired && !REFCOUNTS.contains(&problem.place.structure),
+        }
     }
 
     /// So many tables are to be visited, on top of those that were.
@@ -128,29 +135,20 @@ impl<'w> Findings<'w> {
     }
 }
 
-/// Who watches, without the problems that are repaired, and without those of the refcounts.
-pub(crate) struct Still<'w>(&'w mut dyn Watcher);
+/// Who watches, with the problems that this says.
+pub(crate) struct Again<'w> {
+    watcher: &'w mut dyn Watcher,
+    tells: fn(&Problem) -> bool,
+}
 
-impl Watcher for Still<'_> {
+impl Watcher for Again<'_> {
     fn problem(&mut self, problem: &Problem) {
-        let refcounts = [Structure::RefcountTable, Structure::RefcountBlock];
-        if !problem.repaired && !refcounts.contains(&problem.place.structure) {
-            self.0.problem(problem);
+        if (self.tells)(problem) {
+            self.watcher.problem(problem);
         }
     }
 
     fn progress(&mut self, done: u64, total: u64) -> bool {
-        self.0.progress(done, total)
-    }
-}
-
-/// Who watches, without the problems.
-pub(crate) struct Again<'w>(&'w mut dyn Watcher);
-
-impl Watcher for Again<'_> {
-    fn problem(&mut self, _: &Problem) {}
-
-    fn progress(&mut self, done: u64, total: u64) -> bool {
-        self.0.progress(done, total)
+        self.watcher.progress(done, total)
     }
 }

@@ -123,10 +123,11 @@ fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
                 Some(image) => measure::raw(image.virtual_size()).required,
                 None => size.unwrap_or(0),
             };
+            let bytes = header + disk;
             Measured {
                 bitmaps: None,
-                required: header + disk,
-                fully_allocated: header + disk,
+                required: bytes,
+                fully_allocated: bytes,
             }
         }
         (_, Some(image)) => measure::raw(image.virtual_size()),

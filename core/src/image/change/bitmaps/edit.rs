@@ -305,20 +305,20 @@ impl<'e, 'a, S: Storage> Edit<'e, 'a, S> {
     async fn renew_bits(&mut self, table: &mut [Bits]) -> Result<()> {
         const FEW: usize = 64;
         let engine = self.shadow.engine;
-        let stored = table.iter_mut().filter(|bits| matches!(bits, Bits::At(_)));
-        let stored: Vec<_> = stored.collect();
-        if stored.len() > FEW {
+        let is_stored = |bits: &&Bits| matches!(bits, Bits::At(_));
+        if table.iter().filter(is_stored).count() > FEW {
             return Ok(());
         }
-        for bits in stored {
-            if let (Bits::At(old), Ok(bytes)) = (*bits, engine.bits_of(*bits).await) {
-                let what = "Could not write bitmap data";
-                let new = self.shadow.write_new_table(what, &bytes).await?;
-                self.shadow
-                    .free_table(old.0, engine.cluster_bytes())
-                    .await?;
-                *bits = Bits::At(HostOffset(new));
-            }
+        for bits in table {
+            let Bits::At(old) = *bits else { continue };
+            let Ok(bytes) = engine.bits_of(*bits).await else {
+                continue; // As above.
+            };
+            let what = "Could not write bitmap data";
+            let new = self.shadow.write_new_table(what, &bytes).await?;
+            let size = engine.cluster_bytes();
+            self.shadow.free_table(old.0, size).await?;
+            *bits = Bits::At(HostOffset(new));
         }
         Ok(())
     }
