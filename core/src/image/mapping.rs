@@ -53,7 +53,9 @@ impl<S: Storage> Qcow2<S> {
                 break;
             };
             let guest_cluster = cluster.floor(guest.0) + ((index - first) as u64) * cluster.bytes();
-            let checked = self.checked_run(entry, guest_cluster, within, entry_place(index));
+            let place = entry_place(index);
+            // The two spaces are what QEMU says where it reads.
+            let checked = self.checked_run(entry, guest_cluster, within, place, "found ");
             let part = match (checked, run) {
                 (Ok(part), _) => part,
                 (Err(error), None) => return Err(self.heard(error)),
@@ -121,7 +123,7 @@ impl<S: Storage> Qcow2<S> {
     ) -> Result<L2Entry> {
         let mut within = 0;
         while within < self.l2_format.cluster_size.bytes() {
-            let run = self.checked_run(entry, guest.0, within, place);
+            let run = self.checked_run(entry, guest.0, within, place, "found");
             within += run.map_err(|error| self.heard(error))?.length;
         }
         Ok(entry)
@@ -143,6 +145,7 @@ impl<S: Storage> Qcow2<S> {
         guest_cluster: u64,
         within: u64,
         place: Place,
+        found: &str,
     ) -> Result<Run, Wrong> {
         let run = self.l2_format.run_in(entry, within);
         let index = place.index.unwrap_or(0);
@@ -163,8 +166,7 @@ impl<S: Storage> Qcow2<S> {
             return contradiction("Zero cluster entry found in pre-v3 image");
         }
         match run.kind {
-            // The two spaces are the message's own.
-            RunKind::Invalid => contradiction("Invalid cluster entry found "),
+            RunKind::Invalid => contradiction(&format!("Invalid cluster entry {found}")),
             RunKind::Data(host) | RunKind::Zero(Some(host)) | RunKind::Unallocated(Some(host)) => {
                 let start = host.0 - within;
                 let wrong = |how: &str| {

@@ -307,6 +307,14 @@ impl L2Format {
     ) -> (u64, RunKind) {
         let bytes = self.cluster_size.bytes() / SUBCLUSTERS;
         let first = within / bytes;
+        let (data, zeros) = (
+            entry.subclusters as u32,
+            (entry.subclusters >> SUBCLUSTERS) as u32,
+        );
+        // Allocated with no cluster, or allocated and zero (QEMU-COMPAT rule 27): nothing of the entry counts then.
+        if data & zeros != 0 || (data != 0 && host.is_none()) {
+            return (self.cluster_size.bytes() - within, RunKind::Invalid);
+        }
         let bits = |index: u64| {
             (
                 entry.subclusters >> index & 1,
@@ -323,9 +331,8 @@ impl L2Format {
         let kind = match (allocated, zero, here) {
             (0, 0, here) => RunKind::Unallocated(here),
             (0, _, here) => RunKind::Zero(here),
-            (_, 0, Some(here)) => RunKind::Data(here),
-            // Allocated with no cluster, or allocated and zero (QEMU-COMPAT rule 27).
-            _ => RunKind::Invalid,
+            (_, _, Some(here)) => RunKind::Data(here),
+            (_, _, None) => RunKind::Invalid,
         };
         (length, kind)
     }

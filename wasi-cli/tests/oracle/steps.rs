@@ -607,3 +607,131 @@ fn snapshots_whose_tables_are_nowhere() {
         poke 100 '\377\377\377\377'; qemu-io -c 'read 0 512' a"#,
     );
 }
+
+#[test]
+fn what_is_written_at_once_lies_in_one_piece() {
+    alike(
+        "runs",
+        "
+        qemu-img create -q -f qcow2 a 64M
+        qemu-io -c 'write -q 0 2M' -c 'write -q 8M 64k' a
+        for hole in '64k 64k' '256k 128k' '1M 64k' '1216k 192k'; do qemu-io -c \"discard -q $hole\" a; done
+        qemu-io -c 'write -q 16M 100k' -c 'write -q 20M 64k' -c 'write -q 24M 1M' a
+        qemu-io -c 'write -q 30m 64k' -c 'write -q 31M 191k' a
+        qemu-img map --output=json a
+        qemu-img check a
+        qemu-img snapshot -c s a
+        qemu-io -c 'write -q 100k 3M' a
+        qemu-img map --output=json a",
+    );
+}
+
+#[test]
+fn refcount_blocks_stand_behind_what_they_were_made_for() {
+    alike(
+        "blocks",
+        "
+        for bits in 16 64 1; do
+            for piece in 512 16384 23552 71680 716800; do
+                qemu-img create -q -f qcow2 -o cluster_size=512,refcount_bits=$bits a 4M
+                seq -f \"write -q %.0f $piece\" 0 $piece 600000 | qemu-io a >/dev/null
+                echo == $bits $piece
+                qemu-img check a
+                od -Ax -tx8 -j512 -N512 a
+                qemu-img map --output=json a | tail -n 3
+            done
+        done",
+    );
+}
+
+#[test]
+fn a_refcount_table_that_is_full_grows_by_half() {
+    alike(
+        "table",
+        "
+        for size in 9M 17M; do
+            qemu-img create -q -f qcow2 -o cluster_size=512 a 64M
+            qemu-io -c \"write -q 0 $size\" a
+            qemu-img check a
+            od -An -tx1 -j48 -N12 a
+            for at in 20 21 22 30; do qemu-io -c \"write -q ${at}M 1000k\" a; done
+            qemu-img check a
+            qemu-img map --output=json a
+        done",
+    );
+}
+
+#[test]
+fn subclusters_between_data_and_zeros_over_compressed_ones() {
+    alike(
+        "subclusters",
+        "
+        new() { qemu-img create -q -f qcow2 -o extended_l2=on a ${1:-1M}; }
+        entries() { od -Ad -tx8 -j262144 -N512 a; }
+        new 2083k
+        for at in 12 26 36; do qemu-io -c \"write -q ${at}k 2k\" a; done
+        qemu-img snapshot -c s a
+        qemu-io -c 'write -q 30k 1k' -c 'write -q -z 2048k 35k' a
+        od -Ad -tx8 -j1114112 -N512 a
+        for mode in '-z' '-z -u'; do
+            for part in '32k 192k' '100k 128k' '64k 191k' '95k 129k' '31k 161k' '0 35k'; do
+                new 300k
+                for at in 0 64 128 192; do qemu-io -c \"write -q -c ${at}k 64k\" a; done
+                qemu-io -c \"write -q $mode $part\" a
+                echo == $mode $part
+                entries
+            done
+        done
+        new
+        qemu-io -c 'write -q 256k 1k' a
+        for poke in '262159 \\4' '262155 \\2'; do
+            for data in '0 64k' '256k 1k'; do
+                new
+                qemu-io -c \"write -q $data\" a
+                set -- $poke
+                printf \"$2\" | dd of=a bs=1 seek=$1 conv=notrunc status=none
+                for part in 0 4k 8k; do qemu-io -r -c \"read $part 1k\" a; done
+                qemu-io -c 'write 0 1k' a
+            done
+        done",
+    );
+}
+
+#[test]
+fn what_is_read_with_copy_on_read_is_the_images_own() {
+    alike(
+        "copies",
+        "
+        qemu-img create -q -f qcow2 base 200k
+        qemu-io -c 'write -q -P 7 60k 70k' base
+        for options in cluster_size=64k extended_l2=on,cluster_size=64k cluster_size=4k; do
+            for back in '-b base -F qcow2' ''; do
+                qemu-img create -q -f qcow2 $back -o $options a 1M
+                qemu-io -c 'write -q -P 8 28k 2k' -c 'write -q -P 9 34k 2k' -c 'write -q -z 320k 64k' a
+                qemu-io -C -c 'read 30k 4k' -c 'read 100k 1k' -c 'read 250k 50k' -c 'read 500k 200k' a
+                qemu-io -c map a
+                qemu-img map --output=json a
+                qemu-img check a
+            done
+        done",
+    );
+}
+
+#[test]
+fn discarded_clusters_are_given_back_or_kept() {
+    alike(
+        "discards",
+        "
+        for mode in unmap ignore on off; do
+            qemu-img create -q -f qcow2 a 1M
+            qemu-img create -q -f raw b 1M
+            for image in '-f qcow2 a' '-f raw b'; do
+                qemu-io -d $mode -c 'write -q -P 1 0 512k' -c 'discard 64k 64k' -c 'discard -q 200000 1000' \\
+                    -c 'write -q -z -u 256k 64k' $image
+                qemu-io $image -c 'read -P 0 64k 64k' -c 'read -P 1 64k 64k' -c 'read -P 0 200000 1000' \\
+                    -c 'read -P 1 200000 1000'
+            done
+            qemu-img map --output=json a
+        done",
+    );
+}

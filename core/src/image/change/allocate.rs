@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::error::{Error, Result};
 use crate::image::change::Engine;
-use crate::image::change::refcounts::Found;
+use crate::image::change::refcounts::{Found, Refcounts, Searched};
 use crate::image::change::state::Reservation;
 use crate::image::lock::RangeGuard;
 use crate::image::ordering::{OrderingPoint, upheld};
@@ -15,10 +15,15 @@ use crate::units::HostOffset;
 /// Refcount blocks that are kept in memory: 64 of them count 128 GiB at the default cluster size.
 const KEPT_BLOCKS: usize = 64;
 
-/// A step could not be done because nothing counts the clusters of this refcount block. The tables must be
-/// let go, and the block be made by a commit.
+/// A step could not be done because nothing counts the clusters that it is to have. The tables must be let go, and
+/// the refcount block be made by a commit.
 #[derive(Debug)]
-pub(crate) struct NeedsBlock(pub u64);
+pub(crate) struct NeedsBlock {
+    /// Its index in the refcount table.
+    pub index: u64,
+    /// The clusters that the step is to have: the block stands behind them, as in QEMU.
+    pub run: Range<u64>,
+}
 
 /// What clusters are taken for.
 #[derive(Clone, Copy)]
@@ -30,11 +35,17 @@ pub(crate) enum For {
 }
 
 impl<'a, S: Storage> Engine<'a, S> {
-    /// Up to `wanted` free clusters that follow one another, at least one, for what begins at `guest`.
+    /// `wanted` free clusters that follow one another, at least one, for what begins at `guest`. Fewer if they go on at
+    /// cluster `behind`, where what stands before them in the same write ended: that is as good.
     ///
     /// The L2 table that will name them gets its place first, as in QEMU: what is written one after the other
     /// then lies behind its table in one piece.
-    pub async fn allocate(&self, guest: u64, wanted: u64) -> Result<(Range<u64>, Reservation<'a>)> {
+    pub async fn allocate(
+        &self,
+        guest: u64,
+        wanted: u64,
+        behind: Option<u64>,
+    ) -> Result<(Range<u64>, Reservation<'a>)> {
         loop {
             let tables = self.state.tables.lock_all().await;
             if let Err(needs) = self.writable_table(guest, &tables).await? {
@@ -46,7 +57,14 @@ impl<'a, S: Storage> Engine<'a, S> {
                 let early = std::mem::take(&mut self.state.epoch.borrow_mut().unlinked);
                 self.give_back(early).await?;
             }
-            match self.take(For::Data, wanted, &tables).await? {
+            let mut taken = match behind {
+                Some(cluster) => self.take_at(cluster, wanted, &tables).await?,
+                None => Ok(0..0),
+            };
+            if taken.as_ref().is_ok_and(Range::is_empty) {
+                taken = self.take(For::Data, wanted, &tables).await?;
+            }
+            match taken {
                 Ok(clusters) => {
                     return Ok((clusters.clone(), Reservation::new(self.state, clusters)));
                 }
@@ -65,15 +83,35 @@ impl<'a, S: Storage> Engine<'a, S> {
         wanted: u64,
         _tables: &RangeGuard<'_>,
     ) -> Result<Result<Range<u64>, NeedsBlock>> {
+        self.take_by(purpose, |refcounts| refcounts.take(wanted))
+            .await
+    }
+
+    /// As [`Self::take`], but at `cluster`, up to `wanted` and maybe none.
+    async fn take_at(
+        &self,
+        cluster: u64,
+        wanted: u64,
+        _tables: &RangeGuard<'_>,
+    ) -> Result<Result<Range<u64>, NeedsBlock>> {
+        self.take_by(For::Data, |refcounts| refcounts.take_at(cluster, wanted))
+            .await
+    }
+
+    async fn take_by(
+        &self,
+        purpose: For,
+        take: impl Fn(&mut Refcounts) -> Result<Found>,
+    ) -> Result<Result<Range<u64>, NeedsBlock>> {
         loop {
-            let found = self.state.refcounts.borrow_mut().take(wanted);
+            let found = take(&mut self.state.refcounts.borrow_mut());
             match found.map_err(|error| self.refcounts_wrong(error, purpose))? {
                 Found::Clusters(clusters) => {
                     self.qcow2.reaches(clusters.end * self.cluster_bytes());
                     return Ok(Ok(clusters));
                 }
                 Found::Unloaded(index) => self.load_block(index).await?,
-                Found::Uncounted(index) => return Ok(Err(NeedsBlock(index))),
+                Found::Uncounted(index, run) => return Ok(Err(NeedsBlock { index, run })),
             }
         }
     }
@@ -107,7 +145,21 @@ impl<'a, S: Storage> Engine<'a, S> {
 
     /// Has the refcount block made that a step needs.
     pub async fn count_more(&self, needs: NeedsBlock) -> Result<()> {
-        self.commit(Some(needs.0)).await
+        self.commit(Some(needs)).await
+    }
+
+    /// The first cluster from `from` on that is free; those that no block counts are.
+    pub async fn first_free(&self, mut from: u64) -> Result<u64> {
+        loop {
+            let searched = self.state.refcounts.borrow().find(from, 1);
+            match self.qcow2.alarm.hear(searched)? {
+                Searched::Free(clusters) => return Ok(clusters.start),
+                Searched::Unloaded { index, from: at } => {
+                    self.load_block(index).await?;
+                    from = at;
+                }
+            }
+        }
     }
 
     /// Brings refcount block `index` into memory, if there is one.

@@ -16,10 +16,9 @@ use std::rc::Rc;
 
 use crate::error::Result;
 use crate::image::change::Engine;
-use crate::image::change::allocate::For;
+use crate::image::change::allocate::NeedsBlock;
 use crate::image::change::refcounts::DirtyPart;
 use crate::image::change::state::Changing;
-use crate::image::lock::RangeGuard;
 use crate::image::ordering::{OrderingPoint, upheld};
 use crate::qcow2::bytes::be64_bytes;
 use crate::storage::Storage;
@@ -75,16 +74,16 @@ struct L1Sector {
 }
 
 /// A refcount block that the refcount table does not point to yet.
-struct NewBlock {
-    index: u64,
-    offset: u64,
-    bytes: Vec<u8>,
+pub(super) struct NewBlock {
+    pub index: u64,
+    pub offset: u64,
+    pub bytes: Vec<u8>,
 }
 
 impl<S: Storage> Engine<'_, S> {
-    /// Makes everything that was completed before durable. `needs` is the index of a refcount block that
-    /// is to be made with it.
-    pub async fn commit(&self, needs: Option<u64>) -> Result<()> {
+    /// Makes everything that was completed before durable, and with it the refcount block that a step `needs`, or one
+    /// that is needed before that one.
+    pub async fn commit(&self, needs: Option<NeedsBlock>) -> Result<()> {
         if self.commits_held {
             return self.commit_held(needs).await;
         }
@@ -93,28 +92,29 @@ impl<S: Storage> Engine<'_, S> {
     }
 
     /// As [`Self::commit`], with the commits already held.
-    pub async fn commit_held(&self, needs: Option<u64>) -> Result<()> {
+    pub async fn commit_held(&self, needs: Option<NeedsBlock>) -> Result<()> {
         self.state.check_running()?;
         self.check_no_other_writer().await?;
         let tables = self.state.tables.lock_all().await;
-        if let Some(index) = needs
-            && index >= self.state.refcounts.borrow().table.len() as u64
-        {
-            return self.grow_refcount_table(index, &tables).await;
-        }
-        let frozen = self.freeze(needs, &tables).await?;
+        let new_block = match needs {
+            None => None,
+            Some(needs) => match self.place_block(needs).await? {
+                Some(placed) if self.is_behind_the_table(placed.index) => {
+                    return self.grow_refcount_table(placed, &tables).await;
+                }
+                Some(placed) => Some(self.new_block(placed)?),
+                None => None, // Somebody else's commit has made it.
+            },
+        };
+        let frozen = self.freeze(new_block)?;
         self.state.alone.set(false);
         drop(tables);
         self.publish(frozen).await
     }
 
     /// Step 1. The set that is published is settled before the first flush begins: an entry that is made
-    /// while it runs may point to data that it does not cover.
-    async fn freeze(&self, needs: Option<u64>, tables: &RangeGuard<'_>) -> Result<Frozen> {
-        let new_block = match needs {
-            Some(index) => self.new_block_in_its_own_range(index)?,
-            None => self.new_block_ahead(tables).await?,
-        };
+    /// while it runs may point to data that it does not cover. The tables are held.
+    fn freeze(&self, new_block: Option<NewBlock>) -> Result<Frozen> {
         let dirties = self.puts_off_refcounts();
         let refcounts = match dirties {
             true => Vec::new(),
@@ -153,62 +153,6 @@ impl<S: Storage> Engine<'_, S> {
             .collect();
         let new_tables = epoch.new_tables.iter().copied().collect();
         (self.qcow2.tables.freeze(), new_tables, l1_sectors)
-    }
-
-    /// A block that nothing pointed to before counts itself as the first cluster of its range.
-    fn new_block_in_its_own_range(&self, index: u64) -> Result<Option<NewBlock>> {
-        if self.block_offset(index)?.is_some() {
-            return Ok(None); // Somebody else's commit has made it.
-        }
-        let refcounts = self.state.refcounts.borrow();
-        let cluster = index * refcounts.per_block();
-        if refcounts
-            .metadata_in(&(cluster..cluster + 1), None)
-            .is_some()
-        {
-            // QEMU has the block behind what it is made for, and names what stands there.
-            self.check_unprotected(cluster + 1..cluster + 2)?;
-        }
-        self.check_unprotected(cluster..cluster + 1)?;
-        let mut bytes = vec![0; self.cluster_bytes() as usize];
-        refcounts.width.set(&mut bytes, 0, 1);
-        let offset = cluster * self.cluster_bytes();
-        self.qcow2.reaches(offset + self.cluster_bytes());
-        self.no_longer_virgin(offset + self.cluster_bytes());
-        Ok(Some(NewBlock {
-            index,
-            offset,
-            bytes,
-        }))
-    }
-
-    /// The next block in good time, so that hardly any allocation has to wait for flushes of its own.
-    async fn new_block_ahead(&self, tables: &RangeGuard<'_>) -> Result<Option<NewBlock>> {
-        let index = {
-            let epoch = self.state.epoch.borrow();
-            let publishes = !epoch.l1_sectors.is_empty() || self.qcow2.tables.has_changes();
-            let refcounts = self.state.refcounts.borrow();
-            let (index, entry) = refcounts.place_of(refcounts.hint());
-            let left = refcounts.per_block() - entry as u64;
-            let near_the_end = left < refcounts.per_block() / 4;
-            let room = index + 1 < refcounts.table.len() as u64;
-            let absent = self.block_offset(index + 1)?.is_none();
-            if !(publishes && near_the_end && room && absent) {
-                return Ok(None);
-            }
-            index + 1
-        };
-        let block = For::Table("refcount block");
-        let Ok(clusters) = self.take(block, 1, tables).await? else {
-            return Ok(None);
-        };
-        let offset = clusters.start * self.cluster_bytes();
-        self.no_longer_virgin(offset + self.cluster_bytes());
-        Ok(Some(NewBlock {
-            index,
-            offset,
-            bytes: vec![0; self.cluster_bytes() as usize],
-        }))
     }
 
     /// Steps 2 to 6.

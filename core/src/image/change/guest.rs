@@ -3,6 +3,7 @@
 
 use crate::error::{Error, Result};
 use crate::image::change::Engine;
+use crate::image::change::state::Reservation;
 use crate::image::corruption::Hex;
 use crate::image::ordering::{OrderingPoint, upheld};
 use crate::qcow2::l2::L2Entry;
@@ -32,6 +33,54 @@ struct Part {
     end: u64,
 }
 
+/// Where guest clusters that follow one another are written anew.
+struct NewClusters<'a> {
+    /// The guest's first byte, and its place.
+    guest: u64,
+    host: HostOffset,
+    count: u64,
+    /// `None` in a data file: nobody else can have the place.
+    reservation: Option<Reservation<'a>>,
+}
+
+impl<'a> NewClusters<'a> {
+    /// Takes `wanted` clusters for what begins at `guest`, or fewer at cluster `behind`. In a data file everything has
+    /// its place already.
+    async fn take<S: Storage>(
+        engine: &Engine<'a, S>,
+        guest: u64,
+        wanted: u64,
+        behind: Option<u64>,
+    ) -> Result<Self> {
+        if engine.qcow2.l2_format.data_file {
+            return Ok(Self {
+                guest,
+                host: HostOffset(guest),
+                count: wanted,
+                reservation: None,
+            });
+        }
+        let (clusters, reservation) = engine.allocate(guest, wanted, behind).await?;
+        Ok(Self {
+            guest,
+            host: HostOffset(clusters.start * engine.cluster_bytes()),
+            count: clusters.end - clusters.start,
+            reservation: Some(reservation),
+        })
+    }
+
+    fn place_of(&self, guest: u64) -> HostOffset {
+        HostOffset(self.host.0 + (guest - self.guest))
+    }
+
+    /// The first of them that was not linked yet is linked.
+    fn linked_one(&mut self) {
+        if let Some(reservation) = &mut self.reservation {
+            reservation.linked_one();
+        }
+    }
+}
+
 impl<S: Storage> Engine<'_, S> {
     /// Writes `data` at `guest`; the range is locked.
     pub async fn write_guest(&self, guest: GuestOffset, data: &[u8]) -> Result<()> {
@@ -40,8 +89,9 @@ impl<S: Storage> Engine<'_, S> {
             None => (guest.0, data),
             Some((at, sectors)) => (*at, &sectors[..]),
         };
+        let mut behind = None;
         while !rest.is_empty() {
-            let done = self.write_step(at, rest).await?;
+            let done = self.write_step(at, rest, &mut behind).await?;
             at += done as u64;
             rest = &rest[done..];
             self.commit_if_full().await?;
@@ -72,23 +122,27 @@ impl<S: Storage> Engine<'_, S> {
         Ok(Some((start, sectors)))
     }
 
-    /// Writes the beginning of `data` and returns how much of it.
-    async fn write_step(&self, at: u64, data: &[u8]) -> Result<usize> {
+    /// Writes the beginning of `data` and returns how much of it. `behind` is the cluster behind those that the last step
+    /// has written.
+    async fn write_step(&self, at: u64, data: &[u8], behind: &mut Option<u64>) -> Result<usize> {
         let size = self.cluster_bytes();
         let first = self.cluster_at(at).await?;
         let within = at - first.guest;
         let length = (data.len() as u64).min(size - within);
-        if self.is_plain(&first, within, within + length)
-            && let Some(host) = first.own
-        {
-            return self.write_in_place(&first, host, at, data).await;
-        }
-        if length == size && first.own.is_none() {
-            return self.write_new_clusters(first, data).await;
-        }
-        self.write_part(&first, within, &data[..length as usize])
-            .await?;
-        Ok(length as usize)
+        let Some(own) = first.own else {
+            return self.write_anew(first, at, data, behind).await;
+        };
+        let done = match self.is_plain(&first, within, within + length) {
+            true => self.write_in_place(&first, own, at, data).await?,
+            false => {
+                self.write_part(&first, own, within, &data[..length as usize])
+                    .await?;
+                length as usize
+            }
+        };
+        let end = own.0 + within + done as u64;
+        *behind = end.is_multiple_of(size).then_some(end / size);
+        Ok(done)
     }
 
     /// The guest cluster that byte `at` is in.
@@ -172,60 +226,93 @@ impl<S: Storage> Engine<'_, S> {
         Ok(length as usize)
     }
 
-    /// Writes whole clusters to new places.
-    async fn write_new_clusters(&self, first: Cluster, data: &[u8]) -> Result<usize> {
+    /// Writes clusters to new places that follow one another. Of the first and the last it may be a part.
+    async fn write_anew(
+        &self,
+        first: Cluster,
+        at: u64,
+        data: &[u8],
+        behind: &mut Option<u64>,
+    ) -> Result<usize> {
         let size = self.cluster_bytes();
+        let start = first.guest;
         let coverage = self.qcow2.header().l1_coverage();
-        let in_table = coverage - first.guest % coverage;
-        let whole = (data.len() as u64).min(MAX_STEP.max(size)).min(in_table) / size;
-        let mut wanted = 1;
-        while wanted < whole {
-            let next = self.cluster_at(first.guest + wanted * size).await;
-            if !next.is_ok_and(|next| next.own.is_none()) {
-                break;
+        let in_table = coverage - start % coverage;
+        let wanted = (at - start + data.len() as u64).min(MAX_STEP.max(size));
+        let mut end = start + wanted.min(in_table);
+        let mut last = None;
+        let mut next_at = start + size;
+        while next_at < end {
+            match self.cluster_at(next_at).await {
+                Ok(next) if next.own.is_none() => last = Some(next),
+                _ => {
+                    end = next_at;
+                    break;
+                }
             }
-            wanted += 1;
+            next_at += size;
         }
-        let all = self.qcow2.l2_format.granules(0, size);
-        if self.qcow2.l2_format.data_file {
-            let bytes = (wanted * size) as usize;
-            let place = HostOffset(first.guest);
-            self.write_content(first.guest, place, &data[..bytes])
-                .await?;
-            for index in 0..wanted {
-                let guest = first.guest + index * size;
-                self.link_data(guest, HostOffset(guest), all, 0).await?;
-            }
-            return Ok(bytes);
+        let wanted = (end - start).div_ceil(size);
+        let mut new = NewClusters::take(self, start, wanted, *behind).await?;
+        let end = end.min(start + new.count * size);
+        *behind = Some(
+            self.qcow2
+                .l2_format
+                .cluster_size
+                .index_of(new.place_of(start).0)
+                + new.count,
+        );
+        let mut done = at;
+        while done < end {
+            let bytes = &data[(done - at) as usize..(end - at) as usize];
+            let whole = bytes.len() as u64 / size;
+            let part = (bytes.len() as u64).min(size - done % size);
+            done += if done.is_multiple_of(size) && whole > 0 {
+                self.write_whole(&mut new, done, &bytes[..(whole * size) as usize])
+                    .await?
+            } else {
+                let cluster = match &last {
+                    Some(last) if last.guest <= done => last,
+                    _ => &first,
+                };
+                self.write_part_anew(&mut new, cluster, done, &bytes[..part as usize])
+                    .await?
+            };
         }
-        let (clusters, mut reservation) = self.allocate(first.guest, wanted).await?;
-        let start = clusters.start * size;
-        let count = clusters.end - clusters.start;
-        let bytes = (count * size) as usize;
-        self.no_longer_virgin(start + bytes as u64);
-        self.write_content(first.guest, HostOffset(start), &data[..bytes])
-            .await?;
-        for index in 0..count {
-            let host = HostOffset(start + index * size);
-            self.link_data(first.guest + index * size, host, all, 0)
-                .await?;
-            reservation.linked_one();
-        }
-        Ok(bytes)
+        Ok((end - at) as usize)
     }
 
-    /// Writes a part of one cluster whose place or whose entry changes by it. The cluster is written with
-    /// one request: what was there before, and the new part (I2).
-    async fn write_part(&self, cluster: &Cluster, within: u64, data: &[u8]) -> Result<()> {
+    /// Writes whole clusters, and links them.
+    async fn write_whole(&self, new: &mut NewClusters<'_>, at: u64, data: &[u8]) -> Result<u64> {
+        let size = self.cluster_bytes();
+        let all = self.qcow2.l2_format.granules(0, size);
+        let host = new.place_of(at);
+        let length = data.len() as u64;
+        self.no_longer_virgin(host.0 + length);
+        self.write_content(at, host, data).await?;
+        for done in (0..length).step_by(size as usize) {
+            self.link_data(at + done, HostOffset(host.0 + done), all, 0)
+                .await?;
+            new.linked_one();
+        }
+        Ok(length)
+    }
+
+    /// Writes a part of one cluster, the image's own at `own`, whose entry changes by it. The part is written with
+    /// what is to become data beside it in one request (I2).
+    async fn write_part(
+        &self,
+        cluster: &Cluster,
+        own: HostOffset,
+        within: u64,
+        data: &[u8],
+    ) -> Result<()> {
         let format = self.qcow2.l2_format;
         let part = Part {
             start: within,
             end: within + data.len() as u64,
         };
         let touched = format.granules(part.start, part.end);
-        let Some(own) = cluster.own else {
-            return self.write_part_anew(cluster, part, touched, data).await;
-        };
         // Granules that hold no data yet are written whole; the others just where they change.
         let edge = |at: u64| cluster.data & format.granules(at, at + 1) == 0;
         let hull = Part {
@@ -247,30 +334,27 @@ impl<S: Storage> Engine<'_, S> {
             .await
     }
 
+    /// Writes a part of one cluster to its new place, with what it has beside that, in one request (I2), and links it.
     async fn write_part_anew(
         &self,
+        new: &mut NewClusters<'_>,
         cluster: &Cluster,
-        part: Part,
-        touched: u64,
+        at: u64,
         data: &[u8],
-    ) -> Result<()> {
+    ) -> Result<u64> {
         let format = self.qcow2.l2_format;
-        let with_data = cluster.data | touched;
+        let part = Part {
+            start: at - cluster.guest,
+            end: at - cluster.guest + data.len() as u64,
+        };
+        let with_data = cluster.data | format.granules(part.start, part.end);
         let mut hull = Part {
             start: u64::from(with_data.trailing_zeros()) * format.granule_bytes(),
             end: u64::from(64 - with_data.leading_zeros()) * format.granule_bytes(),
         };
-        let zeros = cluster.zeros & !with_data;
-        if format.data_file {
-            let host = HostOffset(cluster.guest);
-            let bytes = self.filled(cluster, hull, part, data).await?;
-            let place = HostOffset(host.0 + hull.start);
-            self.write_content(cluster.guest + hull.start, place, &bytes)
-                .await?;
-            return self.link_data(cluster.guest, host, with_data, zeros).await;
-        }
-        let (clusters, mut reservation) = self.allocate(cluster.guest, 1).await?;
-        let host = HostOffset(clusters.start * self.cluster_bytes());
+        // What lies between is written too, so it is data from now on, as in QEMU.
+        let with_data = format.granules(hull.start, hull.end);
+        let host = new.place_of(cluster.guest);
         if self.is_virgin(host.0) && self.reads_as_zeros(cluster.guest, hull).await? {
             hull = part; // What surrounds it reads as zeros on the host as it is.
         }
@@ -279,10 +363,10 @@ impl<S: Storage> Engine<'_, S> {
         let place = HostOffset(host.0 + hull.start);
         self.write_content(cluster.guest + hull.start, place, &bytes)
             .await?;
-        self.link_data(cluster.guest, host, with_data, zeros)
+        self.link_data(cluster.guest, host, with_data, cluster.zeros & !with_data)
             .await?;
-        reservation.linked_all();
-        Ok(())
+        new.linked_one();
+        Ok(data.len() as u64)
     }
 
     /// The bytes of `hull`: those of the disk as it is, with `data` at `part`.

@@ -54,8 +54,17 @@ impl<S: Storage> Image<S> {
         }
     }
 
-    /// Whether clusters that are read from the backing file are kept in the image from now on. Nothing
-    /// happens where it was not opened for writing. [`Hydration`](crate::hydrate::Hydration) does it too.
+    /// The bytes of what is allocated on its own: a subcluster of the image, where it has them, else a cluster.
+    pub(crate) fn granule_bytes(&self) -> u64 {
+        match self.top() {
+            Layer::Raw(_) => 1,
+            Layer::Qcow2(qcow2) => qcow2.l2_format.granule_bytes(),
+        }
+    }
+
+    /// Whether clusters (subclusters, with extended L2 entries) that are read from the backing file are kept in the
+    /// image from now on. Nothing happens where it was not opened for writing.
+    /// [`Hydration`](crate::hydrate::Hydration) does it too.
     pub fn set_copy_on_read(&self, on: bool) {
         let keep: KeepReads<S> = |image, range| image.hydrate_for_reading(range).boxed_local();
         let possible = self.changing.is_some();
@@ -65,7 +74,7 @@ impl<S: Storage> Image<S> {
     /// Fetches what a read of `range` needs of the backing file and keeps it. Where it cannot be kept the
     /// read is none the worse: it asks the backing file itself.
     pub(crate) async fn hydrate_for_reading(&self, range: Range<u64>) -> Result<()> {
-        let cluster = self.cluster_bytes();
+        let granule = self.granule_bytes();
         let mut at = range.start;
         while at < range.end {
             let Some(wanted) = self.unhydrated(at..range.end).await? else {
@@ -73,8 +82,8 @@ impl<S: Storage> Image<S> {
             };
             /// The most that is fetched at once, in bytes.
             const PIECE: u64 = 4 << 20;
-            let start = wanted.start / cluster * cluster;
-            let end = wanted.end.min(start + PIECE).next_multiple_of(cluster);
+            let start = wanted.start / granule * granule;
+            let end = wanted.end.min(start + PIECE).next_multiple_of(granule);
             let whole = start..end.min(self.virtual_size());
             let data = self.fetch(whole.clone()).await?;
             let end = whole.end;

@@ -36,6 +36,7 @@ pub(crate) mod state;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod uncounted;
 mod vm_state;
 mod width;
 mod zero;

@@ -15,7 +15,7 @@ pub(crate) struct Refcounts {
     /// The refcount table; empty until it is read.
     pub table: Vec<u64>,
     blocks: HashMap<u64, Block>,
-    /// No cluster below this one is free.
+    /// Where searches start: what is free below was too small for what was asked for there.
     hint: u64,
     /// Clusters of metadata with what they are, sorted: none of them is ever handed out, whatever the refcounts
     /// say. A number each, with the kind in its lowest bits: large images have many.
@@ -103,8 +103,19 @@ pub(crate) enum Found {
     Clusters(Range<u64>),
     /// The refcount block of this index must be loaded first.
     Unloaded(u64),
-    /// There is no refcount block of this index: nothing counts the clusters there.
-    Uncounted(u64),
+    /// These are free, but there is no refcount block of this index to count them.
+    Uncounted(u64, Range<u64>),
+}
+
+/// What looking for free clusters came to.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Searched {
+    Free(Range<u64>),
+    /// The refcount block of this index must be loaded first; before `from` there is nothing.
+    Unloaded {
+        index: u64,
+        from: u64,
+    },
 }
 
 impl Refcounts {
@@ -229,36 +240,110 @@ impl Refcounts {
         )
     }
 
-    /// Takes up to `wanted` free clusters that follow one another, from the first free one on.
+    /// Takes `wanted` free clusters that follow one another: the first run of so many, as in QEMU, so that what is
+    /// written at once lies in one piece. Smaller holes before it are for who comes after the next ones are given back.
     pub fn take(&mut self, wanted: u64) -> Result<Found> {
-        loop {
-            let (index, entry) = self.place_of(self.hint);
-            if self.block_offset(index)?.is_none() {
-                return Ok(Found::Uncounted(index));
+        match self.find(self.hint, wanted)? {
+            Searched::Free(run) => match self.uncounted_in(&run)? {
+                Some(index) => Ok(Found::Uncounted(index, run)),
+                None => {
+                    self.hint = run.end;
+                    self.take_run(run)
+                }
+            },
+            Searched::Unloaded { index, from } => {
+                // Not once more over what was looked through: what has no block in memory any more would be loaded again.
+                self.hint = from;
+                Ok(Found::Unloaded(index))
             }
-            let Some(block) = self.blocks.get(&index) else {
-                return Ok(Found::Unloaded(index));
-            };
-            let Some(first) = self.width.find_free(&block.bytes, entry) else {
-                self.hint = (index + 1) * self.per_block();
-                continue;
-            };
-            let most = wanted.min(self.per_block() - first as u64) as usize;
-            let count = (first..first + most)
-                .take_while(|&at| self.width.get(&block.bytes, at) == 0)
-                .count() as u64;
-            let start = index * self.per_block() + first as u64;
-            let clusters = start..start + count.max(1);
-            self.check_unprotected(&clusters)?;
-            for cluster in clusters.clone() {
-                self.set(cluster, 1);
-            }
-            self.hint = clusters.end;
-            return Ok(Found::Clusters(clusters));
         }
     }
 
-    /// The first cluster that may be free: where a search starts.
+    /// As [`Self::take`], but only at `cluster`, up to `wanted` and maybe none.
+    pub fn take_at(&mut self, cluster: u64, wanted: u64) -> Result<Found> {
+        match self.free_run(cluster, wanted)? {
+            Searched::Free(run) => match self.uncounted_in(&run)? {
+                Some(index) => {
+                    let counted = cluster.max(index * self.per_block());
+                    Ok(Found::Uncounted(index, cluster..counted))
+                }
+                None => self.take_run(run),
+            },
+            Searched::Unloaded { index, .. } => Ok(Found::Unloaded(index)),
+        }
+    }
+
+    fn take_run(&mut self, run: Range<u64>) -> Result<Found> {
+        self.check_unprotected(&run)?;
+        for cluster in run.clone() {
+            self.set(cluster, 1);
+        }
+        Ok(Found::Clusters(run))
+    }
+
+    /// The first block that would count some of `run`, but is not there.
+    fn uncounted_in(&self, run: &Range<u64>) -> Result<Option<u64>> {
+        if run.is_empty() {
+            return Ok(None);
+        }
+        let (first, _) = self.place_of(run.start);
+        let (last, _) = self.place_of(run.end - 1);
+        for index in first..=last {
+            if self.block_offset(index)?.is_none() {
+                return Ok(Some(index));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Looks from `from` on for `wanted` clusters, at least one, that follow one another and are free. Those that no
+    /// block counts are.
+    pub fn find(&self, from: u64, wanted: u64) -> Result<Searched> {
+        let mut start = from;
+        loop {
+            let run = match self.free_run(start, wanted)? {
+                Searched::Free(run) => run,
+                unloaded => return Ok(unloaded),
+            };
+            if run.end - run.start == wanted {
+                return Ok(Searched::Free(run));
+            }
+            // The next one after that is used, and its block is in memory.
+            let (index, used) = self.place_of(run.end);
+            let next = self
+                .block(index)
+                .and_then(|block| self.width.find_free(block, used));
+            let per_block = self.per_block();
+            start = next.map_or((index + 1) * per_block, |at| index * per_block + at as u64);
+        }
+    }
+
+    /// The clusters from `start` on that are free, at most `wanted`.
+    fn free_run(&self, start: u64, wanted: u64) -> Result<Searched> {
+        let per_block = self.per_block();
+        let mut run = start..start;
+        while run.end - start < wanted {
+            let (index, entry) = self.place_of(run.end);
+            let most = (start + wanted).min((index + 1) * per_block);
+            if self.block_offset(index)?.is_none() {
+                run.end = most;
+                continue;
+            }
+            let Some(block) = self.block(index) else {
+                return Ok(Searched::Unloaded { index, from: start });
+            };
+            let free = (entry..)
+                .take((most - run.end) as usize)
+                .take_while(|&at| self.width.get(block, at) == 0);
+            run.end += free.count() as u64;
+            if run.end < most {
+                break;
+            }
+        }
+        Ok(Searched::Free(run))
+    }
+
+    /// Where a search starts.
     pub fn hint(&self) -> u64 {
         self.hint
     }
@@ -356,5 +441,68 @@ impl Refcounts {
             self.blocks
                 .retain(|index, block| block.dirty.is_some() || *index == keep);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 512-byte clusters, 256 of them counted by each of two blocks, with room in the table for a third.
+    fn with_used(used: &[Range<u64>]) -> Refcounts {
+        let mut refcounts = Refcounts::none();
+        refcounts.cluster_size = ClusterSize::from_bits(9).unwrap();
+        refcounts.table = vec![512, 1024, 0];
+        for index in 0..2 {
+            refcounts.load(index, vec![0; 512]);
+        }
+        for cluster in used.iter().cloned().flatten() {
+            refcounts.set(cluster, 1);
+        }
+        refcounts
+    }
+
+    #[test]
+    fn a_run_is_taken_where_all_of_it_fits() {
+        let mut refcounts = with_used(&[0..10, 13..20, 40..41]);
+        let mut take = |wanted| refcounts.take(wanted).unwrap();
+        assert_eq!(take(2), Found::Clusters(10..12));
+        assert_eq!(take(4), Found::Clusters(20..24));
+        // What was too small is left until something is given back before it.
+        assert_eq!(take(1), Found::Clusters(24..25));
+        assert_eq!(take(20), Found::Clusters(41..61));
+        refcounts.set(11, 0);
+        assert_eq!(refcounts.take(1).unwrap(), Found::Clusters(11..12));
+    }
+
+    #[test]
+    fn what_no_block_counts_is_free_but_needs_one() {
+        let mut refcounts = with_used(&[0..500]);
+        let needs = Found::Uncounted(2, 500..520);
+        assert_eq!(refcounts.take(20).unwrap(), needs);
+        assert_eq!(refcounts.take(12).unwrap(), Found::Clusters(500..512));
+        assert_eq!(refcounts.take(1).unwrap(), Found::Uncounted(2, 512..513));
+        assert_eq!(refcounts.find(505, 3).unwrap(), Searched::Free(512..515));
+    }
+
+    #[test]
+    fn a_search_goes_on_where_it_asked_for_a_block() {
+        let mut refcounts = with_used(&[0..250]);
+        refcounts.blocks.remove(&1);
+        assert_eq!(refcounts.take(10).unwrap(), Found::Unloaded(1));
+        assert_eq!(refcounts.hint(), 250);
+        refcounts.load(1, vec![0; 512]);
+        assert_eq!(refcounts.take(10).unwrap(), Found::Clusters(250..260));
+    }
+
+    #[test]
+    fn at_one_place_there_may_be_fewer_or_none() {
+        let mut refcounts = with_used(&[0..10, 13..20]);
+        let mut take = |at, wanted| refcounts.take_at(at, wanted).unwrap();
+        assert_eq!(take(10, 5), Found::Clusters(10..13));
+        assert_eq!(take(13, 5), Found::Clusters(13..13));
+        assert_eq!(take(510, 5), Found::Uncounted(2, 510..512));
+        assert_eq!(take(520, 5), Found::Uncounted(2, 520..520));
+        assert_eq!(refcounts.take(1).unwrap(), Found::Clusters(20..21));
     }
 }

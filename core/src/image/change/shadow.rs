@@ -13,7 +13,6 @@ use crate::error::{Error, Place, Result, Structure};
 use crate::image::change::Engine;
 use crate::image::change::bitmaps::{Follow, Patch};
 use crate::image::change::state::Changing;
-use crate::image::lock::RangeGuard;
 use crate::image::ordering::{OrderingPoint, upheld};
 use crate::qcow2::bytes::be64_bytes;
 use crate::qcow2::{MAX_REFCOUNT_TABLE_BYTES, OFFSET_MASK, RawHeader};
@@ -482,23 +481,6 @@ impl<S: Storage> Engine<'_, S> {
 
     fn table_entries(&self) -> usize {
         self.state.refcounts.borrow().table.len()
-    }
-
-    /// Makes the refcount table long enough for block `index`, and the block with it. The guest's writes
-    /// may go on meanwhile: what they have allocated is counted in both states.
-    pub async fn grow_refcount_table(&self, index: u64, _tables: &RangeGuard<'_>) -> Result<()> {
-        let mut shadow = Shadow::new(self);
-        let cluster = index * self.state.refcounts.borrow().per_block();
-        shadow.count_more(cluster)?;
-        let changed = self.qcow2.tables.freeze();
-        shadow.finish().await?;
-        // The switch forgets the tables in memory, and those of the guest's writes are not durable yet.
-        for (offset, slice) in changed {
-            self.qcow2
-                .tables
-                .change(crate::units::HostOffset(offset), slice);
-        }
-        self.protect_metadata().await
     }
 }
 

@@ -18,6 +18,9 @@ impl<S: Storage> Engine<'_, S> {
             self.zero_data_file(start, end).await?;
         }
         let mut at = start;
+        if format.extended {
+            at = self.zero_by_subclusters(start, end, mode).await?;
+        }
         while at < end {
             let size = format.cluster_size.bytes();
             let whole = at.is_multiple_of(size) && at + size <= end;
@@ -31,10 +34,10 @@ impl<S: Storage> Engine<'_, S> {
             let cluster = self.cluster_at(at).await?;
             let within = at - cluster.guest;
             let part_end = (end - cluster.guest).min(format.cluster_size.bytes());
-            // The end of the disk ends its last cluster.
+            // The end of the disk ends its last granule.
             let to_the_end = cluster.guest + part_end == self.qcow2.virtual_size();
             let until = if to_the_end {
-                format.cluster_size.bytes()
+                part_end.next_multiple_of(format.granule_bytes())
             } else {
                 part_end
             };
@@ -59,6 +62,33 @@ impl<S: Storage> Engine<'_, S> {
             self.commit_if_full().await?;
         }
         Ok(())
+    }
+
+    /// What comes before whole subclusters. A compressed cluster has none: where one is to lose a part of them, the zeros
+    /// of all whole subclusters are written, as in QEMU. Returns how far everything is done.
+    async fn zero_by_subclusters(&self, start: u64, end: u64, mode: ZeroMode) -> Result<u64> {
+        let format = self.qcow2.l2_format;
+        let granule = format.granule_bytes();
+        let first = start.next_multiple_of(granule);
+        let last = match end == self.qcow2.virtual_size() {
+            true => end,
+            false => end / granule * granule,
+        };
+        if first >= last {
+            return Ok(start);
+        }
+        self.zero_parts(start, first, mode).await?;
+        let size = format.cluster_size.bytes();
+        for edge in [first, last] {
+            if !edge.is_multiple_of(size) && self.cluster_at(edge).await?.entry.is_compressed() {
+                if start < first {
+                    self.commit(None).await?; // They may go where the first of them stood compressed.
+                }
+                self.write_zeros(first, last).await?;
+                return Ok(last);
+            }
+        }
+        Ok(first)
     }
 
     /// The entry of the guest cluster that starts at `guest`, of which nothing will be left: it may point to

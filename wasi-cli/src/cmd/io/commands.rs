@@ -349,7 +349,7 @@ fn open(session: &mut Session<'_>, command: &'static IoCommand, args: &[&str]) -
             "U" => opening.source.force_share = true,
             "k" => aio = Aio::Native,
             "i" => aio = Aio::parse(&value)?,
-            "d" => session::check_discard(&value)?,
+            "d" => opening.keeps_discarded = !session::parse_discard(&value)?,
             "o" => list.push(value),
             _ => {}
         }

@@ -78,7 +78,7 @@ fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
             "object" => check_object(&value)?,
             "cache" => opening.cache = Cache::parse(&value)?,
             "nocache" => opening.cache = Cache::NONE,
-            "discard" => session::check_discard(&value)?,
+            "discard" => opening.keeps_discarded = !session::parse_discard(&value)?,
             "native-aio" => aio = Aio::Native,
             "aio" => aio = Aio::parse(&value)?,
             "read-only" => opening.read_only = true,

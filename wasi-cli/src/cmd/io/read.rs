@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use oxcow::{GuestOffset, VmStateOffset};
+use oxcow::{ExtentKind, GuestOffset, VmStateOffset, ZeroMode};
 
 use super::commands::{Given, IoCommand};
 use super::request::{self, End, Figures, Refusal, Shape, Span, number, pattern};
@@ -105,7 +105,7 @@ fn for_pieces(
     } else if !span.is_inside(open.image.virtual_size()) {
         return Err(Refusal::Io);
     } else if open.opening.copy_on_read {
-        copy_up(open, span)?;
+        keep_zeros(open, span)?;
     }
     let mut buf = Vec::new();
     for piece in span.full_pieces() {
@@ -120,27 +120,17 @@ fn for_pieces(
     Ok(())
 }
 
-/// Writes into the image what it does not hold itself of the clusters that `span` touches (`-C`).
-fn copy_up(open: &Open, span: Span) -> Result<(), Refusal> {
+/// Makes zeros that no file of the chain holds the image's own (`-C`), as QEMU does; what a backing file holds is kept
+/// when it is read.
+fn keep_zeros(open: &Open, span: Span) -> Result<(), Refusal> {
     let image = &open.image;
-    let qcow2 = image.top().as_qcow2();
-    let cluster = qcow2.map_or(1, |qcow2| qcow2.header().cluster_size.bytes());
-    let mut at = span.offset / cluster * cluster;
-    let end = (span.offset + span.length).next_multiple_of(cluster);
-    let end = end.min(image.virtual_size());
-    let mut buf = Vec::new();
+    let mut at = span.offset;
+    let end = span.offset + span.length;
     while at < end {
         let extent = block_on(image.extent_at(GuestOffset(at), end - at))?;
-        if extent.depth > 0 {
-            let part = Span {
-                offset: at,
-                length: extent.length,
-            };
-            for piece in part.pieces() {
-                buf.resize(piece.length as usize, 0);
-                block_on(image.read_at(GuestOffset(piece.offset), &mut buf))?;
-                block_on(image.write_at(GuestOffset(piece.offset), &buf))?;
-            }
+        if extent.kind == ExtentKind::Unallocated {
+            let zeros = image.write_zeroes(GuestOffset(at), extent.length, ZeroMode::Keep);
+            block_on(zeros)?;
         }
         at += extent.length;
     }

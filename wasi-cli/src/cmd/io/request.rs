@@ -260,7 +260,11 @@ pub enum Refusal {
 
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
-        Self::Engine(in_short(error))
+        match error {
+            // Of the disk itself everything is inside by then: it is the file that would have to be larger.
+            Error::OutOfRange(_) => Self::TooLarge,
+            error => Self::Engine(in_short(error)),
+        }
     }
 }
 

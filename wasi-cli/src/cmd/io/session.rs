@@ -83,10 +83,11 @@ impl Aio {
     }
 }
 
-/// `-d`.
-pub fn check_discard(mode: &str) -> Result<(), Failure> {
+/// `-d`: whether clusters are given back.
+pub fn parse_discard(mode: &str) -> Result<bool, Failure> {
     match mode {
-        "off" | "ignore" | "on" | "unmap" => Ok(()),
+        "off" | "ignore" => Ok(false),
+        "on" | "unmap" => Ok(true),
         other => Err(Failure::new(format!("Invalid discard option: {other}"))),
     }
 }
@@ -104,6 +105,8 @@ pub struct Opening {
     /// Whether what is written is forgotten at the end.
     pub scratch: bool,
     pub copy_on_read: bool,
+    /// Whether nothing is given back that a guest discards.
+    pub keeps_discarded: bool,
     /// Whether the file's refcounts may be left behind.
     pub lazy_refcounts: Option<bool>,
 }

@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::time::Instant;
 
+use oxcow::convert::is_zero;
 use oxcow::probe::{PROBE_BYTES, Probed, probe};
 use oxcow::qcow2::Version;
 use oxcow::{Error, ExtentKind, Format, GuestOffset, ResizeOptions, VmStateOffset, ZeroMode};
@@ -207,7 +208,11 @@ impl Request {
                 if *only_fast && !is_fast(open, span)? {
                     return Err(Refusal::NotSupported);
                 }
-                block_on(image.write_zeroes(GuestOffset(span.offset), span.length, *mode))?;
+                let mode = match open.opening.keeps_discarded {
+                    true => ZeroMode::Keep,
+                    false => *mode,
+                };
+                block_on(image.write_zeroes(GuestOffset(span.offset), span.length, mode))?;
             }
             What::VmState(pattern) => write_vm_state(open, span, pattern)?,
         }
@@ -352,9 +357,13 @@ pub fn discard(session: &mut Session<'_>, command: &'static IoCommand, args: &[&
         if !span.is_inside(open.image.virtual_size()) {
             return Err(Refusal::Io);
         }
-        Ok(block_on(
-            open.image.discard(GuestOffset(span.offset), span.length),
-        )?)
+        match (open.opening.keeps_discarded, open.image.top().as_qcow2()) {
+            (true, _) => Ok(()),
+            (false, None) => discard_raw(open, span),
+            (false, Some(_)) => Ok(block_on(
+                open.image.discard(GuestOffset(span.offset), span.length),
+            )?),
+        }
     })();
     match result {
         Ok(()) => {
@@ -366,6 +375,22 @@ pub fn discard(session: &mut Session<'_>, command: &'static IoCommand, args: &[&
             Done::Badly
         }
     }
+}
+
+/// A raw file has zeros where something was discarded, as where a file system makes holes for QEMU. What is a hole
+/// stays one.
+fn discard_raw(open: &Open, span: Span) -> Result<(), Refusal> {
+    let image = &open.image;
+    let mut bytes = Vec::new();
+    for piece in span.pieces() {
+        bytes.resize(piece.length as usize, 0);
+        let offset = GuestOffset(piece.offset);
+        block_on(image.read_at(offset, &mut bytes))?;
+        if !is_zero(&bytes) {
+            block_on(image.write_zeroes(offset, piece.length, ZeroMode::Unmap))?;
+        }
+    }
+    Ok(())
 }
 
 /// `flush`.
