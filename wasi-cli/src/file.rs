@@ -1,11 +1,16 @@
 //! Files: positional reads and writes at the lowest level there is, always complete when they return.
 
 mod behind;
+mod content;
+mod disk;
 mod holes;
+mod part;
+mod plain;
 mod system;
+mod zeros;
 
-use std::cell::{Cell, RefCell};
-use std::fs::{self, OpenOptions, TryLockError};
+use std::cell::RefCell;
+use std::fs::{self, OpenOptions};
 use std::future::Future;
 use std::io::{self, Read};
 use std::path::Path;
@@ -17,9 +22,14 @@ use oxcow::Storage;
 use oxcow::storage::Stretch;
 
 use crate::scratch::Scratch;
-use behind::Behind;
-use holes::Holes;
+use content::Content;
+pub use content::{Kind, Lock};
+pub use disk::{Disk, Writes};
+use part::Part;
+pub use part::Window;
+use plain::Plain;
 pub use system::Identity;
+use zeros::Zeros;
 
 /// Runs a future whose every storage is a [`FileStorage`]: it never has to wait for anything.
 pub fn block_on<F: Future>(future: F) -> F::Output {
@@ -39,33 +49,14 @@ pub fn block_on_between<F: Future>(future: F, mut between: impl FnMut()) -> F::O
     }
 }
 
-/// A file on WASI's (or the system's) file system.
+/// What an image is stored in: most of the time a file on WASI's (or the system's) file system.
 #[derive(Debug)]
 pub struct FileStorage {
-    file: Content,
-    holes: Holes,
-    behind: Behind,
-    /// Takes everything that is written, so that the file stays as it is.
+    content: Box<dyn Content>,
+    /// Takes everything that is written, so that the content stays as it is.
     scratch: Option<RefCell<Scratch>>,
     /// Whether a flush is to reach the disk.
     durable: bool,
-}
-
-/// Where bytes come from.
-#[derive(Debug)]
-enum Content {
-    File(fs::File),
-    /// From nowhere: so many zeros, whatever is written.
-    Zeros(Cell<u64>),
-}
-
-/// Who else may have the file open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lock {
-    /// Nobody.
-    Exclusive,
-    /// Those who read.
-    Shared,
 }
 
 impl FileStorage {
@@ -77,7 +68,7 @@ impl FileStorage {
             Err(error) if writable && is_unspecific(&error) && open(false).is_ok() => Err(
                 io::Error::new(io::ErrorKind::ReadOnlyFilesystem, "Read-only file system"),
             ),
-            other => other,
+            other => other.map(Plain::new).map(Self::of),
         }
     }
 
@@ -87,12 +78,14 @@ impl FileStorage {
         let mut options = OpenOptions::new();
         options.read(true).write(true);
         match open_by_any_name(path, options.clone().create_new(true)) {
-            Ok(storage) => {
+            Ok(file) => {
                 sync_folder_of(path);
-                Ok(storage)
+                Ok(Self::of(Plain::new(file)))
             }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 open_by_any_name(path, options.create(true))
+                    .map(Plain::new)
+                    .map(Self::of)
             }
             Err(error) => Err(error),
         }
@@ -100,25 +93,37 @@ impl FileStorage {
 
     /// So many zeros, which stay zeros whatever is written.
     pub fn zeros(length: u64) -> Self {
+        Self::of(Zeros::new(length))
+    }
+
+    /// The disk of an image.
+    pub fn disk(disk: Disk) -> Self {
+        Self::of(disk)
+    }
+
+    /// What of it `window` shows, by itself; an error is its words.
+    pub fn part(self, window: Window) -> Result<Self, String> {
+        Part::new(self, window).map(Self::of)
+    }
+
+    fn of(content: impl Content + 'static) -> Self {
         Self {
-            file: Content::Zeros(Cell::new(length)),
-            holes: Holes::default(),
-            behind: Behind::default(),
+            content: Box::new(content),
             scratch: None,
-            durable: false,
+            durable: true,
         }
     }
 
-    /// The same file with everything that is written kept in memory, to be forgotten at the end.
+    /// The same content with everything that is written kept in memory, to be forgotten at the end.
     pub fn with_scratch(self) -> io::Result<Self> {
-        let length = self.file_len()?;
+        let length = self.content.len()?;
         Ok(Self {
             scratch: Some(RefCell::new(Scratch::new(length))),
             ..self
         })
     }
 
-    /// The same file without a barrier: flushing it does nothing.
+    /// The same content without a barrier: flushing it does nothing.
     pub fn without_barrier(self) -> Self {
         Self {
             durable: false,
@@ -126,50 +131,59 @@ impl FileStorage {
         }
     }
 
-    /// Keeps others out until the file is closed; `false` where one of them is there already. Only programs
-    /// that lock whole files take part, and only where the system knows such locks.
+    /// Keeps others out until it is closed; `false` where one of them is there already. Only programs that lock whole
+    /// files take part, and only where the system knows such locks.
     pub fn lock(&self, lock: Lock) -> bool {
-        let Content::File(file) = &self.file else {
-            return true;
-        };
-        let locked = match lock {
-            Lock::Exclusive => file.try_lock(),
-            Lock::Shared => file.try_lock_shared(),
-        };
-        !matches!(locked, Err(TryLockError::WouldBlock))
+        self.content.lock(lock)
     }
 
-    /// Whether it is neither a folder nor anything else without content.
-    pub fn is_regular(&self) -> bool {
-        match &self.file {
-            Content::File(file) => file.metadata().is_ok_and(|metadata| !metadata.is_dir()),
-            Content::Zeros(_) => true,
-        }
+    /// What kind of thing it is to its file system.
+    pub fn kind(&self) -> Kind {
+        self.content.kind()
     }
 
-    /// The bytes that the file occupies on its disk; `None` where the system does not tell.
+    /// The bytes that it occupies on its file system; `None` where the system does not tell.
     pub fn allocated(&self) -> Option<u64> {
-        match &self.file {
-            Content::File(file) => system::allocated(file),
-            Content::Zeros(_) => None,
-        }
+        self.content.allocated()
     }
 
     /// What file it is; `None` where the system does not tell.
     pub fn identity(&self) -> Option<Identity> {
-        match &self.file {
-            Content::File(file) => system::identity(file),
-            Content::Zeros(_) => None,
+        self.content.identity()
+    }
+
+    /// Whether it is a file, all of it, and not inside of something else.
+    pub fn is_by_itself(&self) -> bool {
+        self.content.whole().is_none() && self.content.origin().1.is_none()
+    }
+
+    /// What it is a part of, or itself.
+    pub fn whole(&self) -> &Self {
+        self.content.whole().unwrap_or(self)
+    }
+
+    /// Why a disk that it is cannot be resized.
+    pub fn fixed(&self) -> Option<&'static str> {
+        self.content.fixed()
+    }
+
+    /// The image whose disk it is, or a part of.
+    pub fn image_inside(&self) -> Option<&Disk> {
+        self.content.origin().1
+    }
+
+    /// At which byte it begins of the image whose disk it is, or of a file, as far as it shows what that has.
+    pub fn origin(&self) -> (u64, Option<&Disk>) {
+        match self.scratch {
+            Some(_) => (0, None),
+            None => self.content.origin(),
         }
     }
 }
 
 /// At most `most` bytes from the beginning of a file.
 pub fn read_start(path: &str, most: u64) -> io::Result<Vec<u8>> {
-    let storage = FileStorage::open(path, false)?;
-    let Content::File(file) = &storage.file else {
-        return Ok(Vec::new());
-    };
+    let file = open_by_any_name(path, OpenOptions::new().read(true))?;
     if file.metadata()?.is_dir() {
         return Err(io::Error::new(
             io::ErrorKind::IsADirectory,
@@ -183,14 +197,8 @@ pub fn read_start(path: &str, most: u64) -> io::Result<Vec<u8>> {
 }
 
 /// Opens `path`.
-fn open_by_any_name(path: &str, options: &OpenOptions) -> io::Result<FileStorage> {
-    by_any_name(path, |path| options.open(path)).map(|file| FileStorage {
-        file: Content::File(file),
-        holes: Holes::default(),
-        behind: Behind::default(),
-        scratch: None,
-        durable: true,
-    })
+fn open_by_any_name(path: &str, options: &OpenOptions) -> io::Result<fs::File> {
+    by_any_name(path, |path| options.open(path))
 }
 
 /// Removes the file, which may be called what it was opened by.
@@ -282,91 +290,32 @@ fn is_outside_sandbox(error: &io::Error) -> bool {
     cfg!(target_os = "wasi") && error.to_string().contains("pre-opened")
 }
 
-impl FileStorage {
-    fn file_len(&self) -> io::Result<u64> {
-        let file = match &self.file {
-            Content::File(file) => file,
-            Content::Zeros(length) => return Ok(length.get()),
-        };
-        let metadata = file.metadata()?;
-        if metadata.is_file() {
-            return Ok(metadata.len());
-        }
-        // A block device has a length only for those who look for its end.
-        io::Seek::seek(&mut &*file, io::SeekFrom::End(0))
-    }
-
-    /// Fills `buf` as far as the file goes.
-    fn read_file(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
-        let file = match &self.file {
-            Content::File(file) => file,
-            Content::Zeros(length) => {
-                let left = length.get().saturating_sub(offset);
-                let count = left.min(buf.len() as u64) as usize;
-                buf[..count].fill(0);
-                return Ok(count);
-            }
-        };
-        let mut filled = 0;
-        while filled < buf.len() {
-            match system::read_at(file, &mut buf[filled..], offset + filled as u64) {
-                Ok(0) => break,
-                Ok(count) => filled += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(known_words(error)),
-            }
-        }
-        Ok(filled)
-    }
-}
-
 impl Storage for FileStorage {
     async fn len(&self) -> io::Result<u64> {
         match &self.scratch {
             Some(scratch) => Ok(scratch.borrow().len()),
-            None => self.file_len(),
+            None => self.content.len(),
         }
     }
 
     async fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         match &self.scratch {
             Some(scratch) => {
-                let below = |offset, buf: &mut [u8]| self.read_file(offset, buf);
+                let below = |offset, buf: &mut [u8]| self.content.read(offset, buf);
                 scratch.borrow().read_at(offset, buf, below)
             }
-            None => self.read_file(offset, buf),
+            None => self.content.read(offset, buf),
         }
     }
 
     async fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         if let Some(scratch) = &self.scratch {
-            let below = |offset, buf: &mut [u8]| self.read_file(offset, buf);
+            let below = |offset, buf: &mut [u8]| self.content.read(offset, buf);
             return scratch.borrow_mut().write_at(offset, data, below);
         }
-        let file = match &self.file {
-            Content::File(file) => file,
-            Content::Zeros(length) => {
-                length.set(length.get().max(offset + data.len() as u64));
-                return Ok(());
-            }
-        };
-        let mut written = 0;
-        while written < data.len() {
-            match system::write_at(file, &data[written..], offset + written as u64) {
-                // A system that takes nothing and says nothing has no room left.
-                Ok(0) => {
-                    let words = "No space left on device";
-                    return Err(io::Error::new(io::ErrorKind::StorageFull, words));
-                }
-                Ok(count) => written += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(known_words(error)),
-            }
-        }
-        if self.durable
-            && let Some(range) = self.behind.written(offset, data.len() as u64)
-        {
-            system::begin_to_write_down(file, range);
+        self.content.write(offset, data)?;
+        if self.durable {
+            self.content.written(offset, data.len() as u64);
         }
         Ok(())
     }
@@ -374,35 +323,22 @@ impl Storage for FileStorage {
     async fn set_len(&self, len: u64) -> io::Result<()> {
         match &self.scratch {
             Some(scratch) => scratch.borrow_mut().set_len(len),
-            None => match &self.file {
-                Content::File(file) => file.set_len(len).map_err(known_words)?,
-                Content::Zeros(length) => length.set(len),
-            },
+            None => self.content.set_len(len)?,
         }
         Ok(())
     }
 
-    // Data, and of the metadata what it takes to find the data again, the length first of all: nothing else
-    // of a file is part of an image.
     async fn flush(&self) -> io::Result<()> {
-        if let Content::File(file) = &self.file
-            && self.durable
-            && self.scratch.is_none()
-        {
-            file.sync_data().map_err(known_words)?;
+        match self.durable && self.scratch.is_none() {
+            true => self.content.flush(),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     async fn stretch_at(&self, offset: u64, max: u64) -> io::Result<Stretch> {
-        Ok(match &self.file {
-            Content::File(file) if self.scratch.is_none() => {
-                self.holes.stretch_at(file, offset, max)
-            }
-            _ => Stretch {
-                length: max,
-                zero: false,
-            },
-        })
+        match &self.scratch {
+            Some(_) => Ok(content::unknown(max)),
+            None => self.content.stretch_at(offset, max),
+        }
     }
 }

@@ -3,6 +3,7 @@
 mod args;
 mod clock;
 mod cmd;
+mod compressed;
 mod console;
 mod date;
 mod encrypt;
@@ -16,6 +17,7 @@ mod progress;
 mod scratch;
 mod secret;
 mod size;
+mod through;
 
 use std::process::ExitCode;
 

@@ -4,7 +4,7 @@
 use oxcow::{Image, Instead};
 
 use crate::file::FileStorage;
-use crate::name::{Options, is_without_meaning, read_switch};
+use crate::name::{Name, Options, is_without_meaning, read_switch, take, under};
 use crate::size;
 
 /// What options say of one image.
@@ -12,7 +12,7 @@ use crate::size;
 pub struct Node {
     /// Options that tune QEMU's engine.
     pub settings: Options,
-    /// The path of the data file, in place of the one that the image names.
+    /// The name of the data file, in place of the one that the image names.
     data_file: Option<String>,
     /// The image below.
     below: Option<Box<Below>>,
@@ -21,7 +21,7 @@ pub struct Node {
 /// What options say of the image that another one stands on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Below {
-    path: Option<String>,
+    name: Option<String>,
     format: Option<String>,
     node: Node,
 }
@@ -76,7 +76,7 @@ impl Node {
             settings,
             data_file: match data_file.is_empty() {
                 true => None,
-                false => Some(plain_file(data_file)?),
+                false => Some(data_file_name(data_file)?),
             },
             below: match below.is_empty() {
                 true => None,
@@ -95,11 +95,9 @@ impl Node {
         let mut next = Some(self);
         while let Some(node) = next {
             let below = node.below.as_deref();
-            // So that it is no path inside the folder of the image above.
-            let file = |path: &String| format!("file:{path}");
             all.push(Instead {
-                data_file: node.data_file.as_ref().map(file),
-                backing: below.and_then(|below| below.path.as_ref()).map(file),
+                data_file: node.data_file.clone(),
+                backing: below.and_then(|below| below.name.clone()),
                 backing_format: below.and_then(|below| below.format.clone()),
             });
             next = below.map(|below| &below.node);
@@ -111,63 +109,42 @@ impl Node {
 impl Below {
     fn read(mut options: Options) -> Result<Self, String> {
         let node = Node::take(&mut options)?;
-        let mut take = |key: &str| take(&mut options, key);
-        let (driver, file_driver) = (take("driver"), take("file.driver"));
-        check_plain(file_driver.as_deref())?;
-        let is_protocol = matches!(driver.as_deref(), Some("file" | "host_device"));
-        let (path, format) = match is_protocol {
-            true => (take("filename"), Some("raw".to_owned())),
-            false => (take("file.filename"), driver),
-        };
-        refuse_rest(&options, format.as_deref().unwrap_or("qcow2"))?;
-        Ok(Self { path, format, node })
-    }
-}
-
-/// The path of a file that has no format.
-fn plain_file(mut options: Options) -> Result<String, String> {
-    let driver = take(&mut options, "driver");
-    let key = match driver.as_deref() {
-        Some("raw") => "file.filename",
-        other => {
-            check_plain(other)?;
-            "filename"
+        let names_a_file = |key: &str| key == "filename" || key.starts_with("file.");
+        if !options.iter().any(|(key, _)| names_a_file(key)) {
+            // It is the one that the image names.
+            let format = take(&mut options, "driver");
+            let unknown = options.iter().find(|(key, _)| !is_without_meaning(key));
+            return match unknown {
+                Some((key, _)) => Err(format!(
+                    "Block format '{}' does not support the option '{key}'",
+                    format.as_deref().unwrap_or("qcow2")
+                )),
+                None => Ok(Self {
+                    name: None,
+                    format,
+                    node,
+                }),
+            };
         }
-    };
-    let inner = take(&mut options, "file.driver");
-    check_plain(inner.as_deref())?;
-    let path = take(&mut options, key);
-    refuse_rest(&options, "file")?;
-    path.ok_or_else(|| "The 'file' block driver requires a file name".to_owned())
-}
-
-fn check_plain(driver: Option<&str>) -> Result<(), String> {
-    match driver {
-        None | Some("file" | "host_device") => Ok(()),
-        Some(other) => Err(format!("Unknown driver '{other}'")),
+        let name = match options.iter().any(|(key, _)| key == "driver") {
+            true => Name::from_child(options)?,
+            false => Name::from_options("", options)?,
+        };
+        Ok(Self {
+            name: Some(name.in_short()),
+            format: name.format,
+            node,
+        })
     }
 }
 
-fn refuse_rest(options: &Options, format: &str) -> Result<(), String> {
-    match options.iter().find(|(key, _)| !is_without_meaning(key)) {
-        Some((key, _)) => Err(format!(
-            "Block format '{format}' does not support the option '{key}'"
-        )),
-        None => Ok(()),
-    }
-}
-
-fn take(options: &mut Options, key: &str) -> Option<String> {
-    let at = options.iter().position(|(name, _)| name == key)?;
-    Some(options.remove(at).1)
-}
-
-/// Takes the options that begin with `prefix`, and gives them back without it.
-fn under(options: &mut Options, prefix: &str) -> Options {
-    let taken = options.extract_if(.., |(key, _)| key.starts_with(prefix));
-    taken
-        .map(|(key, value)| (key[prefix.len()..].to_owned(), value))
-        .collect()
+/// What the data file is called that is opened in place of the image's.
+fn data_file_name(options: Options) -> Result<String, String> {
+    let name = Name::from_child(options)?;
+    Ok(match name.format.as_deref() {
+        Some("raw") => name.in_short(),
+        _ => name.in_full(),
+    })
 }
 
 /// Whether QEMU would look at the L2 tables of snapshots before it writes.

@@ -1,21 +1,22 @@
 //! Opening images for the sub-commands: the files that they name are opened as qemu-img would, and the
 //! sandbox decides what can be reached at all.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use oxcow::check::Problem;
 use oxcow::crypto::Passphrase;
+use oxcow::probe::{PROBE_BYTES, Probed, probe};
 use oxcow::qcow2::{Encryption, Version};
 use oxcow::{
     Backing, Error, File, Format, Image, Layer, OnRepair, OpenOptions, Place, Preallocation, Qcow2,
-    Resolver, Role, Structure, Wanted,
+    Resolver, Role, Storage, Structure, Wanted,
 };
 
 use crate::console;
 use crate::failure::{self, Failure};
-use crate::file::{FileStorage, Identity, Lock, block_on};
-use crate::name::{self, Name};
+use crate::file::{Disk, FileStorage, Identity, Kind, Lock, Window, Writes, block_on};
+use crate::name::{self, FileKind, Guise, MOST_INSIDE, Name, Under};
 use crate::node;
 use crate::secret::{self, KeySecret};
 
@@ -69,11 +70,10 @@ impl Source {
         let parsed = if self.image_opts {
             Name::parse_options(given)
         } else {
-            Name::parse(given)
+            // What the command line says counts more than what the name says.
+            Name::parse_as(given, self.format.as_deref())
         };
         let mut name = parsed.map_err(|error| could_not_open(given, error))?;
-        // What the command line says counts more than what the name says.
-        name.format = self.format.clone().or(name.format);
         name.force_share |= self.force_share;
         Ok(name)
     }
@@ -214,6 +214,17 @@ pub fn open_with(
     options: &OpenOptions,
     handling: Handling,
 ) -> Result<Image<FileStorage>, Error> {
+    open_within(name, options, handling, &Cell::new(MOST_INSIDE))
+}
+
+/// As [`open_with`], as one of the images that another one needs: so many more may be inside of others. What an image
+/// names can be a description too, of itself even.
+fn open_within(
+    name: &Name,
+    options: &OpenOptions,
+    handling: Handling,
+    left: &Cell<usize>,
+) -> Result<Image<FileStorage>, Error> {
     let format = name.format.as_deref().map(parse_format).transpose()?;
     let refused = |what: &'static str| Err(Error::Refused(what.into()));
     if options.writable && name.read_only == Some(true) {
@@ -258,14 +269,9 @@ pub fn open_with(
         writable: options.writable,
         handling,
         force_share: name.force_share,
+        left,
     };
-    let file = match name.zeros {
-        Some(size) => File {
-            storage: FileStorage::zeros(size),
-            name: name.path.clone(),
-        },
-        None => opener.open(&name.path)?,
-    };
+    let file = opener.open(name)?;
     if format == Some(Format::Luks) && options.data_file && name.keys.is_empty() {
         return refused("Parameter 'key-secret' is required for cipher");
     }
@@ -324,7 +330,7 @@ pub fn warn_of_guess(name: &Name) {
         "WARNING: Image format was not specified for '{}' and probing guessed raw.\n         \
          Automatically detecting the format is dangerous for raw images, write operations on block 0 will be \
          restricted.\n         Specify the 'raw' format explicitly to remove the restrictions.",
-        name.path
+        name.path()
     ));
 }
 
@@ -415,15 +421,57 @@ pub fn parse_format(name: &str) -> Result<Format, Error> {
     }
 }
 
+/// Refuses to show a part of what would be taken for another format than raw.
+fn check_is_raw(whole: &FileStorage, window: Window) -> Result<(), Error> {
+    let mut start = [0; PROBE_BYTES];
+    let length = block_on(whole.read_at(0, &mut start))
+        .map_err(|error| Error::io("Could not read image for determining its format", 0, error))?;
+    match probe(&start[..length]) {
+        Probed::Known(Format::Raw) => Ok(()),
+        other => {
+            let option = if window.offset > 0 { "offset" } else { "size" };
+            let format = other.name();
+            let what = format!("Block format '{format}' does not support the option '{option}'");
+            Err(Error::Refused(what.into()))
+        }
+    }
+}
+
+/// Refuses to write compressed clusters only to a disk that ends within one, as QEMU does.
+fn check_whole_clusters(image: &Image<FileStorage>) -> Result<(), Error> {
+    let header = image.top().as_qcow2().map(|qcow2| qcow2.header());
+    match header {
+        Some(header) if !header.size.is_multiple_of(header.cluster_size.bytes()) => Err(Error::Refused(
+            "Cannot get 'write' permission without 'resize': Image size is not a multiple of request alignment"
+                .into(),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses to resize a raw image that is not as long as it is by itself.
+pub fn check_resizable(image: &Image<FileStorage>) -> Result<(), Failure> {
+    match image.top() {
+        Layer::Raw(raw) => raw
+            .file()
+            .storage
+            .fixed()
+            .map_or(Ok(()), |why| Err(Failure::new(why))),
+        Layer::Qcow2(_) => Ok(()),
+    }
+}
+
 /// How the files of one image are opened.
-#[derive(Clone, Copy, Debug, Default)]
-struct Opener {
+#[derive(Clone, Copy, Debug)]
+struct Opener<'a> {
     writable: bool,
     handling: Handling,
     force_share: bool,
+    /// How many more images may be opened inside of others.
+    left: &'a Cell<usize>,
 }
 
-impl Opener {
+impl Opener<'_> {
     /// The same for a file that is only read.
     fn for_reading(self) -> Self {
         Self {
@@ -432,18 +480,88 @@ impl Opener {
         }
     }
 
-    fn open(self, path: &str) -> Result<File<FileStorage>, Error> {
-        let failed = |source| Error::Io {
-            what: format!("Could not open '{path}'").into(),
-            offset: None,
-            source,
+    /// Opens what `name` says that its image is stored in.
+    fn open(self, name: &Name) -> Result<File<FileStorage>, Error> {
+        let read_only = || Err(Error::Refused("Block node is read-only".into()));
+        if name.guise == Some(Guise::CopyOnRead) && !self.on_disk() {
+            return read_only();
+        }
+        let file = match &name.under {
+            Under::File { path, kind } => File {
+                storage: self.open_file(path, *kind)?,
+                name: path.clone(),
+            },
+            Under::Zeros(size) => File {
+                storage: FileStorage::zeros(*size),
+                name: name.path().to_owned(),
+            },
+            // What raw shows is what it is stored in, which may grow.
+            Under::Image(inner) if inner.is_plain_raw() && name.guise.is_none() => {
+                if self.on_disk() && inner.read_only == Some(true) {
+                    return read_only();
+                }
+                File {
+                    name: inner.described("raw"),
+                    ..self.enter()?.open(inner)?
+                }
+            }
+            Under::Image(inner) => self.open_disk(inner, name.guise)?,
         };
+        let part = |storage: FileStorage| match name.window {
+            Some(window) => {
+                if name.format.is_none() {
+                    check_is_raw(&storage, window)?;
+                }
+                storage
+                    .part(window)
+                    .map_err(|error| Error::Refused(error.into()))
+            }
+            None => Ok(storage),
+        };
+        let handled = |mut storage: FileStorage| {
+            if self.handling.scratch {
+                storage = storage.with_scratch()?;
+            }
+            if self.handling.without_barrier {
+                storage = storage.without_barrier();
+            }
+            Ok(storage)
+        };
+        Ok(File {
+            storage: handled(part(file.storage)?).map_err(|error| failed(name.path(), error))?,
+            ..file
+        })
+    }
+
+    /// Opens what a data file's bytes are: not those of a format, but those of its disk.
+    fn open_content(self, name: &Name) -> Result<File<FileStorage>, Error> {
+        match name.format.as_deref() {
+            None | Some("raw") => Ok(match name.window {
+                None => self.open(name)?,
+                Some(_) => File {
+                    name: name.described("raw"),
+                    ..self.open(name)?
+                },
+            }),
+            Some(_) => self.open_disk(name, None),
+        }
+    }
+
+    fn open_file(self, path: &str, kind: Option<FileKind>) -> Result<FileStorage, Error> {
         let refused = |what: String| Err(Error::Unsupported(what.into()));
-        let on_disk = self.writable && !self.handling.scratch;
-        let mut storage = FileStorage::open(path, on_disk).map_err(failed)?;
-        if !storage.is_regular() {
+        let on_disk = self.on_disk();
+        let storage = FileStorage::open(path, on_disk).map_err(|error| failed(path, error))?;
+        let driver = kind.unwrap_or(FileKind::File);
+        let wanted = match (kind, storage.kind()) {
+            (None | Some(FileKind::File), Kind::Regular) | (None, Kind::Device) => None,
+            (Some(FileKind::HostDevice | FileKind::HostCdrom), Kind::Device) => None,
+            (None | Some(FileKind::File), _) => Some("a regular file"),
+            _ => Some("either a character or block device"),
+        };
+        if let Some(wanted) = wanted {
             return refused(format!(
-                "'file' driver requires '{path}' to be a regular file"
+                "'{}' driver requires '{path}' to be {wanted}",
+                driver.name()
             ));
         }
         let (lock, kind) = if on_disk {
@@ -456,35 +574,82 @@ impl Opener {
                 "Failed to get {kind} lock\nIs another process using the image [{path}]?"
             ));
         }
-        if self.handling.scratch {
-            storage = storage.with_scratch().map_err(failed)?;
-        }
-        if self.handling.without_barrier {
-            storage = storage.without_barrier();
-        }
+        Ok(storage)
+    }
+
+    /// Opens the image `name`, whose disk another one is stored in.
+    fn open_disk(self, name: &Name, guise: Option<Guise>) -> Result<File<FileStorage>, Error> {
+        let inside = self.enter()?;
+        let refused = |what: String| Error::Refused(what.into());
+        let options = OpenOptions {
+            writable: inside.writable,
+            ..OpenOptions::default()
+        };
+        let mut name = name.clone();
+        name.force_share |= inside.force_share;
+        let image = open_within(&name, &options, inside.handling, inside.left)?;
+        check_readable(&image).map_err(refused)?;
+        image.set_copy_on_read(guise == Some(Guise::CopyOnRead));
+        let writes = match guise {
+            _ if !options.writable => Writes::Never,
+            Some(Guise::Compress) => {
+                check_whole_clusters(&image)?;
+                Writes::Compressed
+            }
+            _ => Writes::Plain,
+        };
         Ok(File {
-            storage,
-            name: path.to_owned(),
+            name: name.described(image.top().format().name()),
+            storage: FileStorage::disk(Disk::new(image, writes)),
         })
+    }
+
+    /// The same one level further in, if there may be one more.
+    fn enter(self) -> Result<Self, Error> {
+        let left = self.left.get().checked_sub(1);
+        self.left
+            .set(left.ok_or_else(|| Error::Refused(name::too_many_inside().into()))?);
+        Ok(Self {
+            // What is above does that already.
+            handling: Handling {
+                scratch: false,
+                ..self.handling
+            },
+            writable: self.on_disk(),
+            ..self
+        })
+    }
+
+    /// Whether files are written to.
+    fn on_disk(self) -> bool {
+        self.writable && !self.handling.scratch
+    }
+}
+
+fn failed(path: &str, source: std::io::Error) -> Error {
+    Error::Io {
+        what: format!("Could not open '{path}'").into(),
+        offset: None,
+        source,
     }
 }
 
 /// Opens whatever an image names, as far as the sandbox reaches.
-struct SandboxResolver {
-    opener: Opener,
+struct SandboxResolver<'a> {
+    opener: Opener<'a>,
     /// The images of the chain so far. Names do not tell: a file can have many.
     chain: RefCell<Vec<Identity>>,
 }
 
-impl SandboxResolver {
+impl SandboxResolver<'_> {
     fn open(&self, full: &str, wanted: &Wanted<'_>) -> Result<File<FileStorage>, Error> {
         let name = Name::parse(full).map_err(|error| Error::Unsupported(error.into()))?;
         // Of all that an image names, only its own data file is ever written to.
-        let opener = match (wanted.role, wanted.depth) {
-            (Role::DataFile, 0) => self.opener,
-            _ => self.opener.for_reading(),
+        let file = match (wanted.role, wanted.depth) {
+            (Role::DataFile, 0) => self.opener.open_content(&name)?,
+            (Role::DataFile, _) => self.opener.for_reading().open_content(&name)?,
+            (Role::Backing, _) => self.opener.for_reading().open(&name)?,
         };
-        let file = opener.open(&name.path)?;
         if let (Role::Backing, Some(identity)) = (wanted.role, file.storage.identity()) {
             if self.chain.borrow().contains(&identity) {
                 let what = format!("Backing file '{full}' creates an infinite loop.");
@@ -500,12 +665,16 @@ impl SandboxResolver {
 /// that of a data file to the working folder, as QEMU has it.
 fn full_name(wanted: &Wanted<'_>) -> String {
     match wanted.role {
-        Role::Backing => name::resolve(wanted.base, wanted.name),
+        // An image inside of another one lies where that does.
+        Role::Backing => match Name::parse(wanted.base) {
+            Ok(base) => name::resolve(base.path(), wanted.name),
+            Err(_) => name::resolve(wanted.base, wanted.name),
+        },
         Role::DataFile => wanted.name.to_owned(),
     }
 }
 
-impl Resolver for SandboxResolver {
+impl Resolver for SandboxResolver<'_> {
     type Storage = FileStorage;
 
     fn passphrase(&self, wanted: &Wanted<'_>) -> Result<Option<Passphrase>, Error> {
@@ -531,7 +700,7 @@ impl Resolver for SandboxResolver {
             };
             Error::Dependency {
                 role: wanted.role,
-                name: Name::parse(&full).map_or(full, |name| name.path),
+                name: Name::parse(&full).map_or(full, |name| name.path().to_owned()),
                 source: Box::new(source),
             }
         })
@@ -540,29 +709,35 @@ impl Resolver for SandboxResolver {
 
 /// Writes out what an image that was changed still owes its file. Only then the work is done.
 pub fn close(image: &Image<FileStorage>, given: &str) -> Result<(), Failure> {
-    finish(image, given, image.close())
+    finish(image, given, async |image| image.close().await)
 }
 
 /// Leaves the refcounts where qemu-img does.
 pub fn settle(image: &Image<FileStorage>, given: &str) -> Result<(), Failure> {
-    finish(image, given, image.settle())
+    finish(image, given, async |image| image.settle().await)
 }
 
 /// Does the last of an image, unless it is marked as corrupt: nothing more is written to it then, and that was told.
+/// Then that of the images that it is stored in, whatever became of it; the first that fails is told.
 fn finish(
     image: &Image<FileStorage>,
     given: &str,
-    last: impl Future<Output = oxcow::Result<()>>,
+    last: impl AsyncFn(&Image<FileStorage>) -> oxcow::Result<()> + Copy,
 ) -> Result<(), Failure> {
-    if image.marked_corrupt().is_some() {
-        return Ok(());
-    }
-    block_on(last).map_err(|error| {
-        Failure::new(format!(
-            "Could not close '{given}': {}",
-            failure::in_short(error)
-        ))
-    })
+    let own = match image.marked_corrupt() {
+        Some(_) => Ok(()),
+        None => block_on(last(image)).map_err(|error| {
+            Failure::new(format!(
+                "Could not close '{given}': {}",
+                failure::in_short(error)
+            ))
+        }),
+    };
+    let inside = storages(image.top()).filter_map(|file| file.storage.image_inside());
+    inside
+        .filter(|disk| disk.writes() != Writes::Never)
+        .map(|disk| finish(disk.image(), given, last))
+        .fold(own, Result::and)
 }
 
 /// How much of new space is allocated, by the name that qemu-img has for it.
@@ -589,9 +764,15 @@ pub fn own_identities(image: &Image<FileStorage>) -> Vec<Identity> {
 }
 
 fn files_of(layer: &Layer<FileStorage>) -> Vec<Identity> {
+    storages(layer)
+        .filter_map(|file| file.storage.identity())
+        .collect()
+}
+
+/// What an image is stored in.
+fn storages(layer: &Layer<FileStorage>) -> impl Iterator<Item = &File<FileStorage>> {
     let data_file = layer.as_qcow2().and_then(|qcow2| qcow2.data_file());
-    let files = std::iter::once(layer.file()).chain(data_file);
-    files.filter_map(|file| file.storage.identity()).collect()
+    std::iter::once(layer.file()).chain(data_file)
 }
 
 /// The cache modes of `-t` and `-T`: checked, though a sandbox has only one.

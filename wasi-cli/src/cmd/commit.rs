@@ -165,6 +165,13 @@ fn find_base(request: &Request, given: &str) -> Result<(Name, usize), Failure> {
     let Some(layer) = image.layers().get(depth) else {
         return Err(Failure::new("Image does not have a backing file"));
     };
+    if !layer.file().storage.is_by_itself() {
+        // Its name alone does not say which part of that it is.
+        return Err(Failure::new(format!(
+            "Committing to an image inside of '{}' is not supported",
+            layer.name()
+        )));
+    }
     let mut name = Name::parse(layer.name()).map_err(Failure::new)?;
     name.format = Some(layer.format().to_string());
     let keys = request.source.name(given)?.keys;
@@ -181,8 +188,15 @@ pub fn depth_of(image: &Image<FileStorage>, base: &str) -> Option<usize> {
             return false;
         };
         let layer = &layers[depth];
-        let identity = || FileStorage::open(&wanted.path, false).ok()?.identity();
-        wanted.path == layer.name()
+        let Some(path) = wanted
+            .file_path()
+            .ok()
+            .filter(|_| layer.file().storage.is_by_itself())
+        else {
+            return false;
+        };
+        let identity = || FileStorage::open(path, false).ok()?.identity();
+        path == layer.name()
             || (!base.is_empty()
                 && identity().is_some_and(|it| Some(it) == layer.file().storage.identity()))
     })

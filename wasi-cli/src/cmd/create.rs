@@ -12,7 +12,7 @@ use super::{Command, Context};
 use crate::args::Spec;
 use crate::failure::{Failure, Outcome};
 use crate::file::{self, FileStorage, Identity, Lock, block_on};
-use crate::name::{self, Name};
+use crate::name::{self, Name, Under};
 use crate::open::{self, check_object};
 use crate::{console, encrypt, outln, size};
 
@@ -198,9 +198,9 @@ fn create(request: &Request, format: &str, given: &str, size: Option<u64>) -> Re
         console::flush();
     }
     match format {
-        "qcow2" => create_qcow2(&name.path, &options, Users::Overlay(&sources)),
-        "luks" => create_luks(&name.path, &options, &[]),
-        _ => create_raw(&name.path, format, size, options.get("preallocation"), &[]),
+        "qcow2" => create_qcow2(name.path(), &options, Users::Overlay(&sources)),
+        "luks" => create_luks(name.path(), &options, &[]),
+        _ => create_raw(name.path(), format, size, options.get("preallocation"), &[]),
     }
 }
 
@@ -225,7 +225,10 @@ pub fn file_name(given: &str) -> Result<Name, String> {
     if given.is_empty() {
         // The system has words for that.
         return Name::parse("file").map(|name| Name {
-            path: String::new(),
+            under: Under::File {
+                path: String::new(),
+                kind: None,
+            },
             ..name
         });
     }
@@ -263,11 +266,7 @@ fn backing(
             "Cannot use relative backing file names for '{given}'"
         ));
     }
-    let mut name = Name::parse(&full).map_err(could_not)?;
-    name.format = options
-        .get("backing_fmt")
-        .map(str::to_owned)
-        .or(name.format);
+    let name = Name::parse_as(&full, options.get("backing_fmt")).map_err(could_not)?;
     let image = open::open_quietly(&name, &OpenOptions::default())
         .map_err(|error| could_not(error.to_string()))?;
     if options.get("backing_fmt").is_none() {
@@ -468,7 +467,7 @@ pub fn create_qcow2(path: &str, options: &CreateOptions, users: Users<'_>) -> Re
     // Not relative to the image's folder, though that is how it is looked for later: as qemu-img has it.
     let data = options.get("data_file").map(|name| {
         let name = file_name(name)?;
-        open_data_file(&name.path, &image, sources)
+        open_data_file(name.path(), &image, sources)
     });
     let data = match data.transpose() {
         Ok(data) => data,

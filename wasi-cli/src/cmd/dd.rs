@@ -141,7 +141,7 @@ impl Target {
         let mut options = CreateOptions::default();
         options.set("size", &length.to_string());
         let sources = open::identities(source);
-        create::create_qcow2(&name.path, &options, Users::Sources(&sources)).map_err(failed)?;
+        create::create_qcow2(name.path(), &options, Users::Sources(&sources)).map_err(failed)?;
         let target = Source {
             format: Some(format.to_owned()),
             ..Source::default()

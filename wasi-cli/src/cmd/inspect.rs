@@ -42,9 +42,12 @@ fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
     let options = InspectOptions {
         format: format.map_err(|error| could_not_open(&given, error))?,
     };
-    let storage = FileStorage::open(&name.path, false).map_err(|error| {
+    let path = name
+        .file_path()
+        .map_err(|error| could_not_open(&given, error))?;
+    let storage = FileStorage::open(path, false).map_err(|error| {
         let source = oxcow::Error::Io {
-            what: format!("Could not open '{}'", name.path).into(),
+            what: format!("Could not open '{path}'").into(),
             offset: None,
             source: error,
         };

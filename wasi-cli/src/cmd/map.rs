@@ -1,13 +1,14 @@
 //! `map`: which parts of the disk are where.
 
-use oxcow::Image;
 use oxcow::map::{MapEntry, Mapper};
+use oxcow::{HostOffset, Image};
 
 use super::{Command, Context, Output};
 use crate::args::Spec;
 use crate::failure::{Failure, Outcome, in_short};
 use crate::file::{FileStorage, block_on};
 use crate::open::Source;
+use crate::through::{self, Shown};
 use crate::{out, outln, size};
 
 pub const COMMAND: Command = Command {
@@ -65,16 +66,43 @@ fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
     Ok(0)
 }
 
-fn next(mapper: &mut Mapper<'_, FileStorage>) -> Result<Option<MapEntry>, Failure> {
-    block_on(mapper.next())
-        .map_err(in_short)
-        .map_err(|error| Failure::new(format!("Could not read file metadata: {error}")))
+/// Walks over a part of the disk.
+struct Walk<'a> {
+    shown: Shown<'a>,
+    mapper: Mapper<'a, FileStorage>,
+}
+
+impl<'a> Walk<'a> {
+    fn new(image: &'a Image<FileStorage>, start: u64, length: u64) -> Self {
+        let shown = Shown::by(image);
+        let left = image.virtual_size().saturating_sub(start);
+        let begin = start.saturating_add(shown.offset);
+        Self {
+            shown,
+            mapper: Mapper::new(shown.image, begin, length.min(left)),
+        }
+    }
+
+    fn next(&mut self) -> Result<Option<MapEntry>, Failure> {
+        let entry = block_on(self.mapper.next())
+            .map_err(in_short)
+            .map_err(|error| Failure::new(format!("Could not read file metadata: {error}")))?;
+        Ok(entry.map(|entry| {
+            let layer = &self.shown.image.layers()[entry.depth];
+            let host = |offset: HostOffset| HostOffset(offset.0 + through::host(layer));
+            MapEntry {
+                start: entry.start - self.shown.offset,
+                offset: entry.offset.map(host),
+                ..entry
+            }
+        }))
+    }
 }
 
 fn print_human(image: &Image<FileStorage>, start: u64, length: u64) -> Result<(), Failure> {
     outln!("{:<16}{:<16}{:<16}File", "Offset", "Length", "Mapped to");
-    let mut mapper = Mapper::new(image, start, length);
-    while let Some(entry) = next(&mut mapper)? {
+    let mut walk = Walk::new(image, start, length);
+    while let Some(entry) = walk.next()? {
         if !entry.data {
             continue;
         }
@@ -83,7 +111,7 @@ fn print_human(image: &Image<FileStorage>, start: u64, length: u64) -> Result<()
                 "File contains external, encrypted or compressed clusters.",
             ));
         };
-        let file = data_file_name(image, entry.depth);
+        let file = data_file_name(walk.shown.image, entry.depth);
         outln!(
             "{:<16}{:<16}{:<16}{file}",
             hex(entry.start),
@@ -113,9 +141,9 @@ fn data_file_name(image: &Image<FileStorage>, depth: usize) -> &str {
 }
 
 fn print_json(image: &Image<FileStorage>, start: u64, length: u64) -> Result<(), Failure> {
-    let mut mapper = Mapper::new(image, start, length);
+    let mut walk = Walk::new(image, start, length);
     out!("[");
-    if mapper.at_end() {
+    if walk.mapper.at_end() {
         // Where there is nothing, an entry says so.
         print_entry(&MapEntry {
             start,
@@ -128,9 +156,9 @@ fn print_json(image: &Image<FileStorage>, start: u64, length: u64) -> Result<(),
             offset: None,
         });
     }
-    while let Some(entry) = next(&mut mapper)? {
+    while let Some(entry) = walk.next()? {
         print_entry(&entry);
-        if !mapper.at_end() {
+        if !walk.mapper.at_end() {
             outln!(",");
         }
     }

@@ -11,7 +11,7 @@ use crate::args::Spec;
 use crate::failure::{Failure, Outcome};
 use crate::file::block_on;
 use crate::open::Source;
-use crate::{encrypt, json, outln, size};
+use crate::{encrypt, json, outln, size, through};
 
 pub const COMMAND: Command = Command {
     name: "measure",
@@ -114,7 +114,15 @@ fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
     );
     let options = options?;
     let mut measured = match (target_format.as_str(), &image) {
-        ("qcow2", Some(image)) => block_on(measure::qcow2_from(image, &qcow2_target(&options)?))?,
+        ("qcow2", Some(image)) => {
+            let (shown, _) = through::target(image);
+            let measured = block_on(measure::qcow2_from(shown, &qcow2_target(&options)?))?;
+            Measured {
+                // Those of an image inside are not to be copied.
+                bitmaps: measured.bitmaps.filter(|_| std::ptr::eq(shown, image)),
+                ..measured
+            }
+        }
         ("qcow2", None) => measure::qcow2(size.unwrap_or(0), &qcow2_target(&options)?)?,
         ("luks", image) => {
             let header = encrypt::header_bytes_of_luks(&options).map_err(Failure::new)?;

@@ -177,7 +177,7 @@ fn keep(
                 "Could not open new backing file '{backing}': {why}"
             ))
         };
-        let full = name::resolve(&name.path, backing);
+        let full = name::resolve(name.path(), backing);
         common = depth_of(image, backing);
         let mut new_name = Name::parse(&full).map_err(|error| failed(&error))?;
         // As qemu-img has it, one of the image's own chain is what it is there.

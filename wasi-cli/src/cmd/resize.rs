@@ -126,6 +126,7 @@ fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
         );
         return Err(Failure::said(1));
     }
+    open::check_resizable(&image)?;
     block_on(image.resize(size, &options))?;
     let settled = open::settle(&image, &given);
     settled.and(open::close(&image, &given))?;

@@ -10,6 +10,7 @@ use crate::args::Spec;
 use crate::failure::{Failure, Outcome, in_short, told_of_snapshot_table};
 use crate::file::{FileStorage, block_on};
 use crate::open::{self, Source, could_not_open};
+use crate::through::Shown;
 
 pub const COMMAND: Command = Command {
     name: "snapshot",
@@ -104,7 +105,9 @@ fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
 
 fn list(source: &Source, given: &str) -> Outcome {
     let image = source.open(given)?;
-    let info = block_on(info::info(image.top())).map_err(|error| could_not_open(given, error))?;
+    let shown = Shown::by(&image);
+    let info =
+        block_on(info::info(shown.image.top())).map_err(|error| could_not_open(given, error))?;
     if !info.snapshots.is_empty() {
         super::info::print_snapshots(&info.snapshots);
     }

@@ -735,3 +735,102 @@ fn discarded_clusters_are_given_back_or_kept() {
         done",
     );
 }
+
+#[test]
+fn images_lie_inside_of_others() {
+    alike(
+        "inside",
+        r#"
+        qemu-img create -q -f qcow2 b 1M; qemu-io -c 'write -q -P 90 0 64k' b
+        qemu-img create -q -f qcow2 nest 64M; qemu-img convert -n -f raw -O qcow2 b nest
+        N=driver=qcow2,file.driver=qcow2,file.file.filename=nest
+        R=driver=raw,file.driver=qcow2,file.file.filename=b
+        errors() { qemu-img check "$@" | grep -v 'allocated\|end offset'; }
+        qemu-io -c 'read -P 90 0 64k' -c 'write -P 7 128k 64k' -c 'write -P 8 100 10' -c 'write -z 300k 10k' \
+            -c 'discard 64k 64k' -c 'write -c 512k 64k' -c map --image-opts $N
+        errors --image-opts $N; errors nest
+        qemu-img compare --image-opts $N $R
+        for format in raw qcow2; do
+            qemu-img convert --image-opts -O $format $N out
+            qemu-img compare -F $format --image-opts $N out; qemu-img compare --image-opts $N driver=$format,file.filename=out
+        done
+        qemu-img convert -n b --target-image-opts $N; qemu-img compare --image-opts $N $R
+        qemu-img snapshot -c one --image-opts $N; errors --image-opts $N; errors nest
+        qemu-img resize --image-opts $N 2M; errors --image-opts $N; errors nest
+        qemu-img resize --shrink --image-opts $N 128k; errors --image-opts $N; errors nest
+        qemu-img amend -o compat=0.10 --image-opts $N; errors -r all --image-opts $N; errors nest
+        # As a backing file, and with one.
+        rm nest; qemu-img create -q -f qcow2 nest 64M; qemu-img convert -n -f raw -O qcow2 b nest
+        qemu-img create -q -f qcow2 -F raw over1 \
+            -b "json:{'driver':'raw','file':{'driver':'qcow2','file':{'filename':'b'}}}"
+        qemu-img create -q -f qcow2 -F qcow2 over2 \
+            -b "json:{'driver':'qcow2','file':{'driver':'qcow2','file':{'filename':'nest'}}}"
+        qemu-img map over2; qemu-img compare over1 over2; qemu-img compare over2 b
+        qemu-img info --backing-chain over2 | grep -v 'disk size\|file length'
+        qemu-io -c 'write -P 9 1000k 1k' -c 'read -P 90 0 64k' over2
+        mkdir sub; cp b sub; cd sub; qemu-img create -q -f qcow2 -b b -F qcow2 over; cd ..
+        qemu-io -c 'read -P 90 0 64k' -c 'write -P 4 10k 1k' -c map \
+            --image-opts driver=raw,file.driver=qcow2,file.file.filename=sub/over
+        qemu-img map --output=json sub/over; errors sub/over
+        qemu-io -c 'write 0 1k' --image-opts driver=qcow2,file.driver=qcow2,file.read-only=on,file.file.filename=nest
+        qemu-io -s -c 'write -P 1 0 1k' -c 'read -P 1 0 1k' --image-opts $N; qemu-io -r -c 'read -P 90 0 1k' --image-opts $N
+        # Keys.
+        qemu-img create -q --object secret,id=s,data=abc -f luks -o key-secret=s,iter-time=10 luks 1M
+        L=driver=raw,file.driver=luks,file.key-secret=s,file.file.filename=luks
+        qemu-io --object secret,id=s,data=abc -c 'write -P 3 0 64k' --image-opts $L
+        qemu-io --object secret,id=s,data=abc -c 'read -P 3 0 64k' --image-opts driver=luks,key-secret=s,file.filename=luks
+        qemu-io -c 'read 0 64k' --image-opts driver=raw,file.driver=luks,file.file.filename=luks
+        qemu-io --object secret,id=s,data=abx -c 'read 0 64k' --image-opts $L
+        qemu-img map --output=json --object secret,id=s,data=abc --image-opts $L"#,
+    );
+}
+
+#[test]
+fn parts_of_files_and_drivers_that_pass_on() {
+    alike(
+        "parts",
+        r#"
+        qemu-img create -q -f qcow2 b 1M; qemu-io -c 'write -q -P 90 0 64k' -c 'write -q -P 6 300k 200k' b
+        yes data | head -c 1048576 > r
+        dd if=b of=behind bs=512 seek=1 2> /dev/null
+        O=file.driver=raw,file.offset=512,file.file.filename=behind
+        qemu-io -c 'write -P 7 512k 128k' -c 'read -P 6 300k 200k' -c map --image-opts $O
+        qemu-img check --image-opts $O; qemu-img map --image-opts $O
+        truncate -s 1100k behind
+        qemu-io -c 'write 640k 300k' --image-opts driver=qcow2,$O,file.size=640k
+        qemu-img create -q -f qcow2 -F raw over -b "json:{'driver':'raw','offset':512,'file':{'filename':'r'}}"
+        qemu-io -c 'read -v 0 16' -c 'write -P 7 100 10' -c 'read -v 96 32' over; qemu-img map over
+        qemu-img convert -O raw --image-opts driver=raw,offset=512,size=2048,file.filename=r out; stat -c %s out
+        qemu-img convert -n -f raw -O raw out --target-image-opts driver=raw,offset=4k,size=2048,file.filename=r
+        qemu-img compare --image-opts driver=raw,offset=512,size=2048,file.filename=r driver=raw,offset=4k,size=2k,file.filename=r
+        # Compressed whatever is written.
+        C=driver=compress,file.driver=qcow2,file.file.filename=c
+        qemu-img create -q -f qcow2 c 1M
+        qemu-img convert -n b --target-image-opts $C; qemu-img compare b c; qemu-img map --output=json c; qemu-img check c
+        qemu-img create -q -f qcow2 -b b -F qcow2 c 1088k
+        qemu-io -c 'write -P 1 0 64k' -c 'write -P 2 100k 100' -c 'write -P 3 128k 100k' -c 'write -P 4 1M 64k' \
+            -c 'write -z 320k 64k' -c 'write -P 5 500k 1k' -c map --image-opts $C
+        qemu-io -c 'write 120k 20k' --image-opts $C; qemu-io -c 'write -c 256k 64k' --image-opts $C
+        qemu-io -c 'read -P 2 100k 100' -c 'read -P 0 102500 1k' -c 'read -P 3 128k 100k' -c 'read -P 5 500k 1k' c
+        qemu-img map --output=json c; qemu-img check c
+        qemu-img create -q -f qcow2 c 1000k
+        qemu-io -c 'write 0 64k' --image-opts $C
+        # Kept when it is read.
+        qemu-img create -q -f qcow2 -b b -F qcow2 k
+        K=driver=copy-on-read,file.driver=qcow2,file.file.filename=k
+        qemu-io -c map -c info -c 'read -P 90 0 1k' -c map -c 'write -P 1 200k 10' --image-opts $K
+        qemu-img map --output=json k; qemu-img check k; qemu-img info --image-opts $K
+        # Data that goes elsewhere.
+        qemu-img create -q -f qcow2 -o data_file=d d1 1M
+        I=driver=qcow2,file.filename=d1,data-file
+        qemu-io -c 'write 0 1M' -c 'read -P 0 0 1M' -c map --image-opts $I.driver=null-co,$I.size=1M,$I.read-zeroes=on
+        qemu-io -c 'write 0 1M' -c 'read -P 0 0 1M' -c map \
+            "json:{'driver':'qcow2','file':{'filename':'d1'},'data-file':{'driver':'null-co','size':1048576,'read-zeroes':true}}"
+        qemu-io -c 'write -P 8 500k 1k' --image-opts $I.driver=qcow2,data-file.file.filename=b; qemu-io -c 'read -P 8 500k 1k' b
+        qemu-img check b; qemu-img map --image-opts $I.driver=qcow2,data-file.file.filename=b
+        for file in gone r; do
+            qemu-io -c length --image-opts $I.driver=qcow2,data-file.file.filename=$file
+        done
+        qemu-io -c length --image-opts $I.driver=raw,data-file.offset=2M,data-file.file.filename=r"#,
+    );
+}

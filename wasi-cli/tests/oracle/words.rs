@@ -28,6 +28,10 @@ qemu-img create -q -f qcow2 --object secret,id=s,data=abc -o encrypt.format=aes,
 qemu-img create -q -f qcow2 odd.qcow2 1024
 qemu-img create -q -f qcow2 lost.qcow2 1M
 qemu-img rebase -q -u -b gone.raw -F raw lost.qcow2
+# An image inside of another one, and one behind a sector of something else.
+qemu-img create -q -f qcow2 nest.qcow2 8M
+qemu-img convert -n -f raw -O qcow2 c1.qcow2 nest.qcow2
+{ head -c 512 base.raw; cat c1.qcow2; } > behind.img
 head -c 1000 base.raw > odd.raw
 head -c 1 base.raw > one.raw
 : > empty.raw

@@ -477,7 +477,7 @@ mod tests {
 
     #[test]
     fn what_no_block_counts_is_free_but_needs_one() {
-        let mut refcounts = with_used(&[0..500]);
+        let mut refcounts = with_used(&[0..250, 250..500]);
         let needs = Found::Uncounted(2, 500..520);
         assert_eq!(refcounts.take(20).unwrap(), needs);
         assert_eq!(refcounts.take(12).unwrap(), Found::Clusters(500..512));
@@ -487,7 +487,7 @@ mod tests {
 
     #[test]
     fn a_search_goes_on_where_it_asked_for_a_block() {
-        let mut refcounts = with_used(&[0..250]);
+        let mut refcounts = with_used(&[0..100, 100..250]);
         refcounts.blocks.remove(&1);
         assert_eq!(refcounts.take(10).unwrap(), Found::Unloaded(1));
         assert_eq!(refcounts.hint(), 250);

@@ -13,9 +13,10 @@ use crate::cmd::create;
 use crate::cmd::create_options::CreateOptions;
 use crate::console;
 use crate::failure::{Failure, in_short};
-use crate::file::{FileStorage, block_on};
+use crate::file::{FileStorage, Writes, block_on};
 use crate::open::{self, Handling, check_cache_mode};
 use crate::progress::Progress;
+use crate::through;
 
 /// Reads and writes of so many bytes stay in the processor's cache between being read, looked at and written.
 const BUFFER: u64 = 512 << 10;
@@ -100,11 +101,13 @@ pub fn copy(
     if target.virtual_size() < size {
         return wrong("output file is smaller than input file");
     }
+    let (written, writes) = through::target(&target);
     copy_all(
         request,
         &sources,
-        &target,
+        written,
         &ConvertOptions {
+            compress: request.compress || writes == Writes::Compressed,
             sparse: request.sparse() as usize,
             target_is_new: reads_as_zeros(&target, &options)
                 && (!request.no_create || request.target_is_zero),

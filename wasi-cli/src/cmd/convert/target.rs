@@ -19,12 +19,12 @@ pub fn create(
 ) -> Result<(), String> {
     let name = create::file_name(&request.target)?;
     match request.format() {
-        "qcow2" => create::create_qcow2(&name.path, options, Users::Sources(sources)),
-        "luks" => create::create_luks(&name.path, options, sources),
+        "qcow2" => create::create_qcow2(name.path(), options, Users::Sources(sources)),
+        "luks" => create::create_luks(name.path(), options, sources),
         format => {
             let size = options.size("size").unwrap_or(0);
             let preallocation = options.get("preallocation");
-            create::create_raw(&name.path, format, size, preallocation, sources)
+            create::create_raw(name.path(), format, size, preallocation, sources)
         }
     }
 }
@@ -67,7 +67,7 @@ pub fn open_for(
         .iter()
         .any(|own| sources.contains(own))
     {
-        return Err(failed(&in_use(&name.path)));
+        return Err(failed(&in_use(name.path())));
     }
     open::check_readable(&image).map_err(|error| failed(&error))?;
     Ok(image)
@@ -84,18 +84,19 @@ pub fn new_target(
     size: u64,
 ) -> Result<FileStorage, String> {
     let name = Name::parse(given)?;
+    let path = name.file_path()?;
     let could_not = |error: std::io::Error| {
         let error = oxcow::Error::Io {
-            what: format!("Could not create '{}'", name.path).into(),
+            what: format!("Could not create '{path}'").into(),
             offset: None,
             source: error,
         };
         error.to_string()
     };
-    let target = FileStorage::create(&name.path).map_err(could_not)?;
+    let target = FileStorage::create(path).map_err(could_not)?;
     let identity = target.identity();
     if identity.is_some_and(|identity| open::identities(image).contains(&identity)) {
-        return Err(in_use(&name.path));
+        return Err(in_use(path));
     }
     let emptied = block_on(async {
         target.set_len(0).await?;

@@ -6,9 +6,10 @@ use super::session::{self, Aio, Cache, Done, Open, Opening, Session};
 use super::{look, read, request, write};
 use crate::args::{Arg, Args, Spec};
 use crate::failure::Failure;
-use crate::name::{is_without_meaning, read_switch, split_options};
+use crate::file::Window;
+use crate::name::{self, FileKind, Name, Under, is_without_meaning, read_switch, split_options};
 use crate::node::{check_settings, is_setting};
-use crate::{console, outln};
+use crate::{console, outln, size};
 
 /// A command of the language.
 pub struct IoCommand {
@@ -370,7 +371,11 @@ fn open(session: &mut Session<'_>, command: &'static IoCommand, args: &[&str]) -
     if list.is_empty() {
         opening.given = path.unwrap_or_default();
     } else {
-        list.extend(path.map(|path| format!("file.filename={}", path.replace(',', ",,"))));
+        match path.as_deref().map(|path| name::options_of(path, &list)) {
+            Some(Ok(options)) => list.extend(options),
+            Some(Err(error)) => return session.done(Err(opening.failed(&error))),
+            None => {}
+        }
         opening.given = list.join(",");
         opening.source.image_opts = true;
     }
@@ -420,6 +425,7 @@ struct Change {
     direct: Option<bool>,
     without_barrier: Option<bool>,
     lazy_refcounts: Option<bool>,
+    window: Option<Window>,
 }
 
 impl Change {
@@ -447,7 +453,7 @@ impl Change {
                 | "backing.node-name" => {
                     let own = key.rsplit('.').next().unwrap_or(key);
                     let is = match own {
-                        "driver" => driver(open, key),
+                        "driver" => driver(open, &name, key),
                         _ => name.option(key).map(str::to_owned),
                     };
                     if is.as_deref() != Some(value) {
@@ -456,7 +462,25 @@ impl Change {
                 }
                 "lazy-refcounts" => self.lazy_refcounts = Some(switch()?),
                 key if is_setting(key) => settings.push((key.to_owned(), value.to_owned())),
-                _ if is_without_meaning(below) => {}
+                "offset" | "size" if driver(open, &name, "driver").as_deref() == Some("raw") => {
+                    let bytes = size::parameter(key, value).map_err(Failure::new)?;
+                    let window = self.window.or(name.window);
+                    let window = window.unwrap_or(Window {
+                        offset: 0,
+                        size: None,
+                    });
+                    self.window = Some(match key {
+                        "offset" => Window {
+                            offset: bytes,
+                            ..window
+                        },
+                        _ => Window {
+                            size: Some(bytes),
+                            ..window
+                        },
+                    });
+                }
+                _ if is_without_meaning(below.strip_prefix("file.").unwrap_or(below)) => {}
                 key => {
                     let key = key.strip_prefix("file.").unwrap_or(key);
                     return Err(Failure::new(format!("Cannot change the option '{key}'")));
@@ -473,18 +497,23 @@ impl Change {
         cache.direct = self.direct.unwrap_or(cache.direct);
         cache.without_barrier = self.without_barrier.unwrap_or(cache.without_barrier);
         opening.lazy_refcounts = self.lazy_refcounts.or(opening.lazy_refcounts);
+        opening.window = self.window.or(opening.window);
     }
 }
 
 /// The driver of the image, of its file, or of the image below.
-fn driver(open: &Open, key: &str) -> Option<String> {
-    let depth = match key {
-        "file.driver" => return Some("file".to_owned()),
-        "backing.driver" => 1,
-        _ => 0,
+fn driver(open: &Open, name: &Name, key: &str) -> Option<String> {
+    let layer = |depth: usize| open.image.layers().get(depth);
+    let found = match key {
+        "file.driver" => match &name.under {
+            Under::Image(inner) => inner.driver_name(None),
+            Under::File { kind, .. } => kind.map_or("file", FileKind::name),
+            Under::Zeros(_) => "null-co",
+        },
+        "backing.driver" => layer(1)?.format().name(),
+        _ => name.driver_name(Some(layer(0)?.format().name())),
     };
-    let layer = open.image.layers().get(depth)?;
-    Some(layer.format().to_string())
+    Some(found.to_owned())
 }
 
 fn sigraise(session: &mut Session<'_>, _: &'static IoCommand, args: &[&str]) -> Done {

@@ -8,6 +8,8 @@ use super::session::{Done, Open, Session};
 use super::units;
 use crate::failure::in_short;
 use crate::file::block_on;
+use crate::name::{Guise, Under};
+use crate::through::Shown;
 use crate::{console, outln};
 
 pub fn length(session: &mut Session<'_>, _: &'static IoCommand, _: &[&str]) -> Done {
@@ -25,9 +27,13 @@ fn allocation(
     end: u64,
     mut each: impl FnMut(u64, u64, bool),
 ) -> oxcow::Result<()> {
+    let shown = Shown::by(&open.image);
     let mut at = start;
     while at < end {
-        let extent = block_on(open.image.extent_at(GuestOffset(at), end - at))?;
+        let extent = shown
+            .image
+            .extent_at(GuestOffset(at + shown.offset), end - at);
+        let extent = block_on(extent)?;
         let allocated = extent.depth == 0 && extent.kind != ExtentKind::Unallocated;
         each(at, extent.length, allocated);
         at += extent.length;
@@ -97,8 +103,22 @@ pub fn info(session: &mut Session<'_>, _: &'static IoCommand, _: &[&str]) -> Don
     let Some(open) = &session.open else {
         return Done::Badly;
     };
-    outln!("format name: {}", open.image.top().format());
-    let (cluster, vm_state) = match open.image.top().as_qcow2() {
+    let name = match open.opening.name() {
+        Ok(name) => name,
+        Err(failure) => return session.complain(failure.text()),
+    };
+    let format = open.image.top().format().name();
+    let format = name.driver_name(Some(format));
+    outln!("format name: {format}");
+    if name.guise.is_some_and(Guise::is_protocol) {
+        // Once as a format and once as a protocol, as QEMU has it.
+        outln!("format name: {format}");
+    }
+    if matches!(name.under, Under::Zeros(_)) {
+        // Of which there is nothing to be said, as QEMU has it.
+        return Done::Badly;
+    }
+    let (cluster, vm_state) = match Shown::by(&open.image).image.top().as_qcow2() {
         None => (0, 0),
         Some(qcow2) => {
             let header = qcow2.header();

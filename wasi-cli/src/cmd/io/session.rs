@@ -7,7 +7,7 @@ use oxcow::{Image, OpenOptions};
 
 use super::commands;
 use crate::failure::{Failure, of_snapshot_table};
-use crate::file::{FileStorage, block_on};
+use crate::file::{FileStorage, Window, block_on};
 use crate::name::{Name, read_switch};
 use crate::node::looks_at_inactive_l2;
 use crate::open::{self, Handling, Source, check_cache_mode};
@@ -109,12 +109,17 @@ pub struct Opening {
     pub keeps_discarded: bool,
     /// Whether the file's refcounts may be left behind.
     pub lazy_refcounts: Option<bool>,
+    /// What of its file a raw image is, where that was changed since it was named.
+    pub window: Option<Window>,
+    /// Whether it was open before, which needs no name in messages.
+    pub again: bool,
 }
 
 impl Opening {
     /// "can't open device …"
     pub fn failed(&self, error: &dyn std::fmt::Display) -> Failure {
         Failure::new(match &self.title {
+            _ if self.again => error.to_string(),
             Some(title) => format!("can't open device {title}: {error}"),
             None => format!("can't open: {error}"),
         })
@@ -125,10 +130,10 @@ impl Opening {
         let parsed = if self.source.image_opts {
             Name::parse_options(&self.given)
         } else {
-            Name::parse(&self.given)
+            Name::parse_as(&self.given, self.source.format.as_deref())
         };
         let mut name = parsed.map_err(|error| self.failed(&error))?;
-        name.format = name.format.or_else(|| self.source.format.clone());
+        name.window = self.window.or(name.window);
         name.force_share |= self.source.force_share;
         Ok(name)
     }
@@ -251,6 +256,7 @@ impl<'a> Session<'a> {
         let old = open.opening.clone();
         let mut new = old.clone();
         change(&mut new);
+        new.again = true;
         if old.scratch {
             // Opened anew it would have lost what was written.
             open.writable = !new.read_only;

@@ -6,15 +6,16 @@ use std::time::Instant;
 use oxcow::convert::is_zero;
 use oxcow::probe::{PROBE_BYTES, Probed, probe};
 use oxcow::qcow2::Version;
-use oxcow::{Error, ExtentKind, Format, GuestOffset, ResizeOptions, VmStateOffset, ZeroMode};
+use oxcow::{Error, Format, GuestOffset, Image, ResizeOptions, VmStateOffset, ZeroMode};
 
 use super::commands::{Given, IoCommand};
 use super::request::{self, End, Figures, Refusal, Shape, Span, number, pattern, system_words};
 use super::session::{Done, Open, Session};
 use crate::args::Spec;
 use crate::failure::in_short;
-use crate::file::{self, block_on};
-use crate::{console, open, outln};
+use crate::file::{self, FileStorage, block_on};
+use crate::through::Shown;
+use crate::{compressed, console, open, outln};
 
 /// What is written where nothing else is asked for.
 const USUAL: u8 = 0xcd;
@@ -212,7 +213,9 @@ impl Request {
                     true => ZeroMode::Keep,
                     false => *mode,
                 };
-                block_on(image.write_zeroes(GuestOffset(span.offset), span.length, mode))?;
+                let shown = Shown::by(image);
+                let at = GuestOffset(span.offset + shown.offset);
+                block_on(shown.image.write_zeroes(at, span.length, mode))?;
             }
             What::VmState(pattern) => write_vm_state(open, span, pattern)?,
         }
@@ -280,7 +283,7 @@ fn write_compressed(open: &Open, span: Span, pattern: &Pattern) -> Result<(), Re
         return Err(Refusal::Invalid);
     }
     // As qemu-io, which writes no compressed cluster where there is one already.
-    if is_any_in_place(open, span)? {
+    if compressed::is_any_in_place(image, span.offset, span.length)? {
         return Err(Refusal::Io);
     }
     let mut buf = Vec::new();
@@ -292,36 +295,19 @@ fn write_compressed(open: &Open, span: Span, pattern: &Pattern) -> Result<(), Re
     Ok(())
 }
 
-/// Whether the image itself has a cluster for any part of `span`, be it one that reads as zeros.
-fn is_any_in_place(open: &Open, span: Span) -> Result<bool, Refusal> {
-    let mut at = span.offset;
-    while at < span.offset + span.length {
-        let left = span.offset + span.length - at;
-        let extent = block_on(open.image.extent_at(GuestOffset(at), left))?;
-        let in_place = match extent.kind {
-            ExtentKind::Data | ExtentKind::Compressed => true,
-            ExtentKind::Zero => extent.host.is_some(),
-            ExtentKind::Unallocated => false,
-        };
-        if in_place && extent.depth == 0 {
-            return Ok(true);
-        }
-        at += extent.length;
-    }
-    Ok(false)
-}
-
 /// Whether `span` can be made zeros by tables alone (`-n`): a cluster that it ends in must be zeros already.
 fn is_fast(open: &Open, span: Span) -> Result<bool, Refusal> {
-    let Some(qcow2) = open.image.top().as_qcow2() else {
+    let shown = Shown::by(&open.image);
+    let Some(qcow2) = shown.image.top().as_qcow2() else {
         return Ok(true);
     };
     let header = qcow2.header();
     if header.version == Version::V2 {
         return Ok(false);
     }
-    let (cluster, size) = (header.cluster_size.bytes(), open.image.virtual_size());
-    let ends = [span.offset, span.offset + span.length];
+    let (cluster, size) = (header.cluster_size.bytes(), shown.image.virtual_size());
+    let start = span.offset + shown.offset;
+    let ends = [start, start + span.length];
     for end in ends
         .into_iter()
         .filter(|end| end % cluster != 0 && *end < size)
@@ -329,7 +315,7 @@ fn is_fast(open: &Open, span: Span) -> Result<bool, Refusal> {
         let mut at = end / cluster * cluster;
         let stop = size.min(at + cluster);
         while at < stop {
-            let extent = block_on(open.image.extent_at(GuestOffset(at), stop - at))?;
+            let extent = block_on(shown.image.extent_at(GuestOffset(at), stop - at))?;
             if !extent.zero() {
                 return Ok(false);
             }
@@ -357,11 +343,18 @@ pub fn discard(session: &mut Session<'_>, command: &'static IoCommand, args: &[&
         if !span.is_inside(open.image.virtual_size()) {
             return Err(Refusal::Io);
         }
-        match (open.opening.keeps_discarded, open.image.top().as_qcow2()) {
-            (true, _) => Ok(()),
-            (false, None) => discard_raw(open, span),
-            (false, Some(_)) => Ok(block_on(
-                open.image.discard(GuestOffset(span.offset), span.length),
+        if open.opening.keeps_discarded {
+            return Ok(());
+        }
+        let shown = Shown::by(&open.image);
+        let span = Span {
+            offset: span.offset + shown.offset,
+            ..span
+        };
+        match shown.image.top().as_qcow2() {
+            None => discard_raw(shown.image, span),
+            Some(_) => Ok(block_on(
+                shown.image.discard(GuestOffset(span.offset), span.length),
             )?),
         }
     })();
@@ -379,8 +372,7 @@ pub fn discard(session: &mut Session<'_>, command: &'static IoCommand, args: &[&
 
 /// A raw file has zeros where something was discarded, as where a file system makes holes for QEMU. What is a hole
 /// stays one.
-fn discard_raw(open: &Open, span: Span) -> Result<(), Refusal> {
-    let image = &open.image;
+fn discard_raw(image: &Image<FileStorage>, span: Span) -> Result<(), Refusal> {
     let mut bytes = Vec::new();
     for piece in span.pieces() {
         bytes.resize(piece.length as usize, 0);
@@ -428,8 +420,10 @@ pub fn truncate(session: &mut Session<'_>, command: &'static IoCommand, args: &[
     let Some(size) = number(text) else {
         return Done::Badly;
     };
-    let result = block_on(open.image.resize(size, &options));
-    session.done(result.map_err(Into::into))
+    let image = &open.image;
+    let resized = open::check_resizable(image)
+        .and_then(|()| block_on(image.resize(size, &options)).map_err(Into::into));
+    session.done(resized)
 }
 
 #[cfg(test)]
