@@ -10,6 +10,7 @@ mod encrypt;
 mod failure;
 mod file;
 mod json;
+mod kept;
 mod name;
 mod node;
 mod open;

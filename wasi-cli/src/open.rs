@@ -589,7 +589,6 @@ impl Opener<'_> {
         name.force_share |= inside.force_share;
         let image = open_within(&name, &options, inside.handling, inside.left)?;
         check_readable(&image).map_err(refused)?;
-        image.set_copy_on_read(guise == Some(Guise::CopyOnRead));
         let writes = match guise {
             _ if !options.writable => Writes::Never,
             Some(Guise::Compress) => {
@@ -598,9 +597,14 @@ impl Opener<'_> {
             }
             _ => Writes::Plain,
         };
+        let described = name.described(image.top().format().name());
+        let disk = Disk::new(image, writes);
         Ok(File {
-            name: name.described(image.top().format().name()),
-            storage: FileStorage::disk(Disk::new(image, writes)),
+            name: described,
+            storage: FileStorage::disk(match guise {
+                Some(Guise::CopyOnRead) => disk.keeping_reads(),
+                _ => disk,
+            }),
         })
     }
 

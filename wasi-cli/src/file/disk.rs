@@ -13,6 +13,7 @@ use super::system::Identity;
 use super::{FileStorage, block_on};
 use crate::compressed;
 use crate::failure::in_short;
+use crate::kept::keep_zeros;
 
 /// What is said to who would resize the disk through the image above.
 const FIXED: &str = "The disk of an image inside of another one cannot be resized";
@@ -33,6 +34,8 @@ pub enum Writes {
 pub struct Disk {
     image: Image<FileStorage>,
     writes: Writes,
+    /// Whether what is read becomes the image's own: QEMU's driver copy-on-read.
+    keeps_reads: bool,
     /// How much of the disk is left, after who stands above cut some of it off. It is there again, as zeros, when it is
     /// opened the next time.
     length: Cell<u64>,
@@ -45,6 +48,16 @@ impl Disk {
             length: image.virtual_size().into(),
             image,
             writes,
+            keeps_reads: false,
+        }
+    }
+
+    /// The same disk, of which all that is read becomes the image's own.
+    pub fn keeping_reads(self) -> Self {
+        self.image.set_copy_on_read(true);
+        Self {
+            keeps_reads: true,
+            ..self
         }
     }
 
@@ -75,6 +88,9 @@ impl Content for Disk {
         let range = self.inside(offset, buf.len() as u64);
         let count = (range.end - range.start) as usize;
         if count > 0 {
+            if self.keeps_reads {
+                keep_zeros(&self.image, range.start, count as u64).map_err(of_the_disk)?;
+            }
             let read = self
                 .image
                 .read_at(GuestOffset(range.start), &mut buf[..count]);
@@ -118,7 +134,8 @@ impl Content for Disk {
 
     fn stretch_at(&self, offset: u64, max: u64) -> io::Result<Stretch> {
         let range = self.inside(offset, max);
-        if range.is_empty() {
+        // Only what is read is kept.
+        if range.is_empty() || self.keeps_reads {
             return Ok(super::content::unknown(max));
         }
         let extent = self

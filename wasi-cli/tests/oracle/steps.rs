@@ -818,7 +818,7 @@ fn parts_of_files_and_drivers_that_pass_on() {
         # Kept when it is read.
         qemu-img create -q -f qcow2 -b b -F qcow2 k
         K=driver=copy-on-read,file.driver=qcow2,file.file.filename=k
-        qemu-io -c map -c info -c 'read -P 90 0 1k' -c map -c 'write -P 1 200k 10' --image-opts $K
+        qemu-io -c map -c info -c 'read -P 90 0 1k' -c 'read 700k 100k' -c map -c 'write -P 1 200k 10' --image-opts $K
         qemu-img map --output=json k; qemu-img check k; qemu-img info --image-opts $K
         # Data that goes elsewhere.
         qemu-img create -q -f qcow2 -o data_file=d d1 1M

@@ -2,13 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use oxcow::{ExtentKind, GuestOffset, VmStateOffset, ZeroMode};
+use oxcow::{GuestOffset, VmStateOffset};
 
 use super::commands::{Given, IoCommand};
 use super::request::{self, End, Figures, Refusal, Shape, Span, number, pattern};
 use super::session::{Done, Open, Session};
 use crate::args::Spec;
 use crate::file::block_on;
+use crate::kept::keep_zeros;
 use crate::{out, outln};
 
 /// `read`.
@@ -105,7 +106,7 @@ fn for_pieces(
     } else if !span.is_inside(open.image.virtual_size()) {
         return Err(Refusal::Io);
     } else if open.opening.copy_on_read {
-        keep_zeros(open, span)?;
+        keep_zeros(&open.image, span.offset, span.length)?;
     }
     let mut buf = Vec::new();
     for piece in span.full_pieces() {
@@ -116,23 +117,6 @@ fn for_pieces(
             false => block_on(open.image.read_at(GuestOffset(offset), &mut buf))?,
         }
         each(piece.offset - span.offset, &buf);
-    }
-    Ok(())
-}
-
-/// Makes zeros that no file of the chain holds the image's own (`-C`), as QEMU does; what a backing file holds is kept
-/// when it is read.
-fn keep_zeros(open: &Open, span: Span) -> Result<(), Refusal> {
-    let image = &open.image;
-    let mut at = span.offset;
-    let end = span.offset + span.length;
-    while at < end {
-        let extent = block_on(image.extent_at(GuestOffset(at), end - at))?;
-        if extent.kind == ExtentKind::Unallocated {
-            let zeros = image.write_zeroes(GuestOffset(at), extent.length, ZeroMode::Keep);
-            block_on(zeros)?;
-        }
-        at += extent.length;
     }
     Ok(())
 }
