@@ -5,8 +5,8 @@
 //! and there is no second table that could disagree. (dm-clone of Linux does the same for block devices;
 //! its documentation's words are used here.)
 //!
-//! - Reads of what is not there yet fetch whole clusters and keep them. Writes of whole clusters fetch
-//!   nothing; a part of one is completed from the source first.
+//! - Reads of what is not there yet fetch whole clusters (subclusters, where the clone has them) and keep them. Writes
+//!   of whole clusters fetch nothing; a part of one is completed from the source first.
 //! - In the background, batches of clusters that follow one another are fetched, some at once, while the
 //!   guest rests. Nothing is locked while they are on their way: when they arrive, only what is still
 //!   unallocated is linked, so that nothing newer is ever overwritten.

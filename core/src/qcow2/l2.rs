@@ -329,10 +329,9 @@ impl L2Format {
         let length = (first + count) * bytes - within;
         let here = host.map(|host| HostOffset(host.0 + within));
         let kind = match (allocated, zero, here) {
-            (0, 0, here) => RunKind::Unallocated(here),
-            (0, _, here) => RunKind::Zero(here),
-            (_, _, Some(here)) => RunKind::Data(here),
-            (_, _, None) => RunKind::Invalid,
+            (1, _, Some(here)) => RunKind::Data(here),
+            (_, 1, here) => RunKind::Zero(here),
+            (_, _, here) => RunKind::Unallocated(here),
         };
         (length, kind)
     }

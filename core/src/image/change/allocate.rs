@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use crate::error::{Error, Result};
 use crate::image::change::Engine;
-use crate::image::change::refcounts::{Found, Refcounts, Searched};
-use crate::image::change::state::Reservation;
+use crate::image::change::refcounts::{Found, Searched};
+use crate::image::change::state::{Changing, Reservation};
 use crate::image::lock::RangeGuard;
 use crate::image::ordering::{OrderingPoint, upheld};
 use crate::qcow2::Encryption;
@@ -34,6 +34,20 @@ pub(crate) enum For {
     Table(&'static str),
 }
 
+/// Clusters that are given back. Those that are left when that is broken off are not lost: they are tried again at the
+/// next commit.
+struct GivenBack<'a> {
+    state: &'a Changing,
+    clusters: Vec<u64>,
+}
+
+impl Drop for GivenBack<'_> {
+    fn drop(&mut self) {
+        let mut epoch = self.state.epoch.borrow_mut();
+        epoch.unlinked.append(&mut self.clusters);
+    }
+}
+
 impl<'a, S: Storage> Engine<'a, S> {
     /// `wanted` free clusters that follow one another, at least one, for what begins at `guest`. Fewer if they go on at
     /// cluster `behind`, where what stands before them in the same write ended: that is as good.
@@ -57,14 +71,7 @@ impl<'a, S: Storage> Engine<'a, S> {
                 let early = std::mem::take(&mut self.state.epoch.borrow_mut().unlinked);
                 self.give_back(early).await?;
             }
-            let mut taken = match behind {
-                Some(cluster) => self.take_at(cluster, wanted, &tables).await?,
-                None => Ok(0..0),
-            };
-            if taken.as_ref().is_ok_and(Range::is_empty) {
-                taken = self.take(For::Data, wanted, &tables).await?;
-            }
-            match taken {
+            match self.take(For::Data, wanted, behind, &tables).await? {
                 Ok(clusters) => {
                     return Ok((clusters.clone(), Reservation::new(self.state, clusters)));
                 }
@@ -81,30 +88,11 @@ impl<'a, S: Storage> Engine<'a, S> {
         &self,
         purpose: For,
         wanted: u64,
+        behind: Option<u64>,
         _tables: &RangeGuard<'_>,
-    ) -> Result<Result<Range<u64>, NeedsBlock>> {
-        self.take_by(purpose, |refcounts| refcounts.take(wanted))
-            .await
-    }
-
-    /// As [`Self::take`], but at `cluster`, up to `wanted` and maybe none.
-    async fn take_at(
-        &self,
-        cluster: u64,
-        wanted: u64,
-        _tables: &RangeGuard<'_>,
-    ) -> Result<Result<Range<u64>, NeedsBlock>> {
-        self.take_by(For::Data, |refcounts| refcounts.take_at(cluster, wanted))
-            .await
-    }
-
-    async fn take_by(
-        &self,
-        purpose: For,
-        take: impl Fn(&mut Refcounts) -> Result<Found>,
     ) -> Result<Result<Range<u64>, NeedsBlock>> {
         loop {
-            let found = take(&mut self.state.refcounts.borrow_mut());
+            let found = self.state.refcounts.borrow_mut().take(wanted, behind);
             match found.map_err(|error| self.refcounts_wrong(error, purpose))? {
                 Found::Clusters(clusters) => {
                     self.qcow2.reaches(clusters.end * self.cluster_bytes());
@@ -183,24 +171,17 @@ impl<'a, S: Storage> Engine<'a, S> {
     /// Takes one reference from each of `clusters`; those that have none left are free from now on.
     /// Their last use must be durable (M4). The tables are held.
     pub async fn give_back(&self, clusters: Vec<u64>) -> Result<()> {
-        for (done, &cluster) in clusters.iter().enumerate() {
-            let (index, _) = self.state.refcounts.borrow().place_of(cluster);
-            if let Err(error) = self.load_block(index).await {
-                // Not lost: they are tried again at the next commit.
-                let left = &clusters[done..];
-                self.state.epoch.borrow_mut().unlinked.extend(left);
-                return Err(error);
-            }
-            let left = self.state.refcounts.borrow_mut().decrement(cluster);
-            let left = left.map_err(|error| self.state.stop(error))?;
-            if left == 0
-                && self
-                    .state
-                    .packing
-                    .get()
-                    .is_some_and(|at| self.holds(cluster, at))
-            {
-                self.state.packing.set(None);
+        let state = self.state;
+        let mut left = GivenBack { state, clusters };
+        while let Some(&cluster) = left.clusters.last() {
+            let (index, _) = state.refcounts.borrow().place_of(cluster);
+            self.load_block(index).await?;
+            left.clusters.pop();
+            let count = state.refcounts.borrow_mut().decrement(cluster);
+            let count = count.map_err(|error| state.stop(error))?;
+            let packing = state.packing.get();
+            if count == 0 && packing.is_some_and(|at| self.holds(cluster, at)) {
+                state.packing.set(None);
             }
         }
         Ok(())

@@ -55,6 +55,9 @@ struct Publishing<'a> {
 impl Drop for Publishing<'_> {
     fn drop(&mut self) {
         let mut epoch = self.state.epoch.borrow_mut();
+        if let Some(block) = self.frozen.new_block.take() {
+            epoch.new_block = Some(block);
+        }
         epoch.unlinked.append(&mut self.frozen.unlinked);
         epoch
             .l1_sectors
@@ -74,15 +77,16 @@ struct L1Sector {
 }
 
 /// A refcount block that the refcount table does not point to yet.
-pub(super) struct NewBlock {
+#[derive(Debug)]
+pub(crate) struct NewBlock {
     pub index: u64,
     pub offset: u64,
     pub bytes: Vec<u8>,
 }
 
 impl<S: Storage> Engine<'_, S> {
-    /// Makes everything that was completed before durable, and with it the refcount block that a step `needs`, or one
-    /// that is needed before that one.
+    /// Makes everything that was completed before durable. With it the refcount block is made that a step `needs`, or one
+    /// that is needed before that one; or the refcount table alone becomes longer. Who needs it looks and asks again.
     pub async fn commit(&self, needs: Option<NeedsBlock>) -> Result<()> {
         if self.commits_held {
             return self.commit_held(needs).await;
@@ -96,7 +100,8 @@ impl<S: Storage> Engine<'_, S> {
         self.state.check_running()?;
         self.check_no_other_writer().await?;
         let tables = self.state.tables.lock_all().await;
-        let new_block = match needs {
+        let unfinished = self.state.epoch.borrow().new_block.is_some();
+        let new_block = match needs.filter(|_| !unfinished) {
             None => None,
             Some(needs) => match self.place_block(needs).await? {
                 Some(placed) if self.is_behind_the_table(placed.index) => {
@@ -124,7 +129,9 @@ impl<S: Storage> Engine<'_, S> {
             }
         };
         let (slices, new_tables, l1_sectors) = self.freeze_tables();
-        let unlinked = std::mem::take(&mut self.state.epoch.borrow_mut().unlinked);
+        let mut epoch = self.state.epoch.borrow_mut();
+        let new_block = epoch.new_block.take().or(new_block);
+        let unlinked = std::mem::take(&mut epoch.unlinked);
         Ok(Frozen {
             refcounts,
             slices,

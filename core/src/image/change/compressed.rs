@@ -103,7 +103,7 @@ impl<S: Storage> Engine<'_, S> {
                 self.pack_behind(host, length);
                 return Ok(Ok((host, cluster..cluster + 1)));
             }
-            let next = match self.take(COMPRESSED, 1, tables).await? {
+            let next = match self.take(COMPRESSED, 1, None, tables).await? {
                 Ok(next) => next.start,
                 Err(needs) => return Ok(Err(needs)),
             };
@@ -119,7 +119,7 @@ impl<S: Storage> Engine<'_, S> {
             }
             return Ok(Ok(self.pack_into(next, length)));
         }
-        match self.take(COMPRESSED, 1, tables).await? {
+        match self.take(COMPRESSED, 1, None, tables).await? {
             Ok(clusters) => {
                 self.no_longer_virgin(clusters.end * cluster_size.bytes());
                 Ok(Ok(self.pack_into(clusters.start, length)))

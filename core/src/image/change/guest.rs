@@ -141,7 +141,9 @@ impl<S: Storage> Engine<'_, S> {
             }
         };
         let end = own.0 + within + done as u64;
-        *behind = end.is_multiple_of(size).then_some(end / size);
+        // Not where a forged entry would have a file without end.
+        let is_place = end.is_multiple_of(size) && end <= self.qcow2.file_len();
+        *behind = is_place.then_some(end / size);
         Ok(done)
     }
 

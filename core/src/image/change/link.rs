@@ -133,7 +133,7 @@ impl<S: Storage> Engine<'_, S> {
         {
             return Ok(Ok(table));
         }
-        let clusters = match self.take(For::Table("L2 table"), 1, held).await? {
+        let clusters = match self.take(For::Table("L2 table"), 1, None, held).await? {
             Ok(clusters) => clusters,
             Err(needs) => return Ok(Err(needs)),
         };

@@ -242,7 +242,14 @@ impl Refcounts {
 
     /// Takes `wanted` free clusters that follow one another: the first run of so many, as in QEMU, so that what is
     /// written at once lies in one piece. Smaller holes before it are for who comes after the next ones are given back.
-    pub fn take(&mut self, wanted: u64) -> Result<Found> {
+    /// Fewer if they go on at cluster `behind`, where what stands before them ended: that is as good.
+    pub fn take(&mut self, wanted: u64, behind: Option<u64>) -> Result<Found> {
+        if let Some(cluster) = behind {
+            match self.take_at(cluster, wanted)? {
+                Found::Clusters(none) if none.is_empty() => {}
+                found => return Ok(found),
+            }
+        }
         match self.find(self.hint, wanted)? {
             Searched::Free(run) => match self.uncounted_in(&run)? {
                 Some(index) => Ok(Found::Uncounted(index, run)),
@@ -259,8 +266,8 @@ impl Refcounts {
         }
     }
 
-    /// As [`Self::take`], but only at `cluster`, up to `wanted` and maybe none.
-    pub fn take_at(&mut self, cluster: u64, wanted: u64) -> Result<Found> {
+    /// Takes up to `wanted` clusters at `cluster`, maybe none.
+    fn take_at(&mut self, cluster: u64, wanted: u64) -> Result<Found> {
         match self.free_run(cluster, wanted)? {
             Searched::Free(run) => match self.uncounted_in(&run)? {
                 Some(index) => {
@@ -465,23 +472,26 @@ mod tests {
     #[test]
     fn a_run_is_taken_where_all_of_it_fits() {
         let mut refcounts = with_used(&[0..10, 13..20, 40..41]);
-        let mut take = |wanted| refcounts.take(wanted).unwrap();
+        let mut take = |wanted| refcounts.take(wanted, None).unwrap();
         assert_eq!(take(2), Found::Clusters(10..12));
         assert_eq!(take(4), Found::Clusters(20..24));
         // What was too small is left until something is given back before it.
         assert_eq!(take(1), Found::Clusters(24..25));
         assert_eq!(take(20), Found::Clusters(41..61));
         refcounts.set(11, 0);
-        assert_eq!(refcounts.take(1).unwrap(), Found::Clusters(11..12));
+        assert_eq!(refcounts.take(1, None).unwrap(), Found::Clusters(11..12));
     }
 
     #[test]
     fn what_no_block_counts_is_free_but_needs_one() {
         let mut refcounts = with_used(&[0..250, 250..500]);
         let needs = Found::Uncounted(2, 500..520);
-        assert_eq!(refcounts.take(20).unwrap(), needs);
-        assert_eq!(refcounts.take(12).unwrap(), Found::Clusters(500..512));
-        assert_eq!(refcounts.take(1).unwrap(), Found::Uncounted(2, 512..513));
+        assert_eq!(refcounts.take(20, None).unwrap(), needs);
+        assert_eq!(refcounts.take(12, None).unwrap(), Found::Clusters(500..512));
+        assert_eq!(
+            refcounts.take(1, None).unwrap(),
+            Found::Uncounted(2, 512..513)
+        );
         assert_eq!(refcounts.find(505, 3).unwrap(), Searched::Free(512..515));
     }
 
@@ -489,20 +499,19 @@ mod tests {
     fn a_search_goes_on_where_it_asked_for_a_block() {
         let mut refcounts = with_used(&[0..100, 100..250]);
         refcounts.blocks.remove(&1);
-        assert_eq!(refcounts.take(10).unwrap(), Found::Unloaded(1));
+        assert_eq!(refcounts.take(10, None).unwrap(), Found::Unloaded(1));
         assert_eq!(refcounts.hint(), 250);
         refcounts.load(1, vec![0; 512]);
-        assert_eq!(refcounts.take(10).unwrap(), Found::Clusters(250..260));
+        assert_eq!(refcounts.take(10, None).unwrap(), Found::Clusters(250..260));
     }
 
     #[test]
-    fn at_one_place_there_may_be_fewer_or_none() {
+    fn what_goes_on_may_be_fewer() {
         let mut refcounts = with_used(&[0..10, 13..20]);
-        let mut take = |at, wanted| refcounts.take_at(at, wanted).unwrap();
+        let mut take = |at, wanted| refcounts.take(wanted, Some(at)).unwrap();
         assert_eq!(take(10, 5), Found::Clusters(10..13));
-        assert_eq!(take(13, 5), Found::Clusters(13..13));
         assert_eq!(take(510, 5), Found::Uncounted(2, 510..512));
         assert_eq!(take(520, 5), Found::Uncounted(2, 520..520));
-        assert_eq!(refcounts.take(1).unwrap(), Found::Clusters(20..21));
+        assert_eq!(take(13, 5), Found::Clusters(20..25));
     }
 }

@@ -96,6 +96,7 @@ impl<'a> Exclusive<'a> {
             let epoch = state.epoch.borrow();
             !epoch.unlinked.is_empty()
                 || !epoch.l1_sectors.is_empty()
+                || epoch.new_block.is_some()
                 || engine.qcow2.tables.has_changes()
         };
         if waiting {

@@ -10,6 +10,7 @@ use crate::image::activity::Activity;
 use crate::image::change::IoCounts;
 use crate::image::change::before::BeforeChange;
 use crate::image::change::bitmaps::Tracking;
+use crate::image::change::commit::NewBlock;
 use crate::image::change::home::{Aside, Home};
 use crate::image::change::mend::OnRepair;
 use crate::image::change::refcounts::Refcounts;
@@ -94,6 +95,9 @@ pub(crate) struct Epoch {
     pub new_tables: BTreeSet<u64>,
     /// Sectors of the active L1 table that changed.
     pub l1_sectors: BTreeSet<usize>,
+    /// A refcount block whose commit was given up half way. The file may lead to it already: until a commit has come to
+    /// its end with it, nobody else may have its place.
+    pub new_block: Option<NewBlock>,
     /// Quarantine: host clusters that lost a reference, which they keep in the refcounts until the loss is
     /// durable (M4).
     pub unlinked: Vec<u64>,

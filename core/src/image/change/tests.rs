@@ -689,3 +689,112 @@ fn what_a_crash_counted_past_the_end_is_counted_anew_too() {
     assert_clean(&storage);
     assert_eq!(content(&image)[..3000], [1; 3000]);
 }
+
+/// A copy of what `storage` holds.
+fn copy_of(storage: &Slow) -> Slow {
+    let mut bytes = vec![0; now(storage.len()).unwrap() as usize];
+    now(storage.read_at(0, &mut bytes)).unwrap();
+    Slow {
+        bytes: Rc::new(MemoryStorage::new(bytes)),
+        ..Slow::default()
+    }
+}
+
+/// An image whose refcount blocks count 64 clusters each and whose refcount table has 64 of them, with so many clusters
+/// of data.
+fn filled(clusters: usize) -> Slow {
+    let storage = Slow::default();
+    let options = CreateOptions {
+        size: 8 << 20,
+        cluster_size: CLUSTER as u64,
+        refcount_bits: 64,
+        ..CreateOptions::default()
+    };
+    now(create(&storage, None, &options)).unwrap();
+    let image = open(&storage);
+    now(image.write_at(GuestOffset(0), &vec![1; clusters * CLUSTER])).unwrap();
+    now(image.close()).unwrap();
+    storage
+}
+
+/// What an image as [`filled`] makes them counts for each of its refcount blocks: numbers of 64 bits.
+fn counts_of_blocks(storage: &Slow) -> Vec<u64> {
+    let number = |at: u64| {
+        let mut bytes = [0; 8];
+        now(storage.read_at(at, &mut bytes)).unwrap();
+        u64::from_be_bytes(bytes)
+    };
+    let table = number(48);
+    let length = (number(52) & u64::from(u32::MAX)) * 64;
+    let entries: Vec<u64> = (0..length).map(|index| number(table + index * 8)).collect();
+    let clusters = entries.iter().map(|entry| entry / CLUSTER as u64);
+    let counted = |cluster: u64| number(entries[cluster as usize / 64] + cluster % 64 * 8);
+    clusters
+        .filter(|&cluster| cluster != 0)
+        .map(counted)
+        .collect()
+}
+
+/// Gives a write of one cluster up at every await; a transaction after it, which is cut off after each flush, must find
+/// what the write has left behind, in memory and in the file.
+fn give_up_and_cut(filled: &Slow, clusters: usize) {
+    let place = GuestOffset((clusters * CLUSTER) as u64);
+    for polls in 0.. {
+        let mut ended = false;
+        for flushes in 0..6 {
+            let storage = copy_of(filled);
+            let image = open(&storage);
+            storage.waits.set(true);
+            ended = given_up_after(polls, image.write_at(place, &[2; CLUSTER]));
+            storage.waits.set(false);
+            storage.good_flushes.set(Some(flushes));
+            let _cut = now(image.create_snapshot(&NewSnapshot::default()));
+            drop(image);
+            storage.good_flushes.set(None);
+            let when = format!("given up after {polls} polls, cut after {flushes} flushes");
+            assert_eq!(check(&storage).corruptions, 0, "{clusters}: {when}");
+            let counts = counts_of_blocks(&storage);
+            assert!(
+                counts.iter().all(|&count| count == 1),
+                "{clusters}: {when}: {counts:?}"
+            );
+        }
+        // And without a cut nothing is lost.
+        let storage = copy_of(filled);
+        let image = open(&storage);
+        storage.waits.set(true);
+        given_up_after(polls, image.write_at(place, &[2; CLUSTER]));
+        storage.waits.set(false);
+        if image.engine().is_ok() {
+            now(image.write_at(place, &[3; 3 * CLUSTER])).unwrap();
+            now(image.create_snapshot(&NewSnapshot::default())).unwrap();
+            now(image.close()).unwrap();
+            drop(image);
+            assert_clean(&storage);
+        }
+        if ended {
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_new_refcount_block_that_is_given_up_is_nobody_elses_place() {
+    // The second block is full: of images with only one, transactions leave the first free clusters alone.
+    for clusters in 110..122 {
+        give_up_and_cut(&filled(clusters), clusters);
+    }
+}
+
+#[test]
+fn a_longer_refcount_table_that_is_given_up_leaves_the_image_good() {
+    let table = |storage: &Slow| {
+        let mut entries = [0; 12];
+        now(storage.read_at(48, &mut entries)).unwrap();
+        entries[11]
+    };
+    // Where one cluster more has the table grow.
+    let most = (3800..4096).find(|&clusters| table(&filled(clusters + 1)) > 1);
+    let clusters = most.unwrap();
+    give_up_and_cut(&filled(clusters), clusters);
+}

@@ -123,8 +123,8 @@ impl<S: Storage> Engine<'_, S> {
                 refcounts.replace(index, bytes);
             }
         }
-        whole.finished();
         self.protect_metadata().await?;
+        whole.finished();
         self.give_back(old.collect()).await
     }
 

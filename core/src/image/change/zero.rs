@@ -65,7 +65,7 @@ impl<S: Storage> Engine<'_, S> {
     }
 
     /// What comes before whole subclusters. A compressed cluster has none: where one is to lose a part of them, the zeros
-    /// of all whole subclusters are written, as in QEMU. Returns how far everything is done.
+    /// of all whole subclusters are written, as in QEMU, if they are not too many. Returns how far everything is done.
     async fn zero_by_subclusters(&self, start: u64, end: u64, mode: ZeroMode) -> Result<u64> {
         let format = self.qcow2.l2_format;
         let granule = format.granule_bytes();
@@ -75,6 +75,11 @@ impl<S: Storage> Engine<'_, S> {
             false => end / granule * granule,
         };
         if first >= last {
+            return Ok(start);
+        }
+        /// The most that QEMU writes at once where entries cannot say it.
+        const MOST: u64 = 16 << 20;
+        if last - first > MOST {
             return Ok(start);
         }
         self.zero_parts(start, first, mode).await?;
