@@ -315,12 +315,7 @@ impl L2Format {
         if data & zeros != 0 || (data != 0 && host.is_none()) {
             return (self.cluster_size.bytes() - within, RunKind::Invalid);
         }
-        let bits = |index: u64| {
-            (
-                entry.subclusters >> index & 1,
-                entry.subclusters >> (index + SUBCLUSTERS) & 1,
-            )
-        };
+        let bits = |index: u64| (data >> index & 1, zeros >> index & 1);
         let (allocated, zero) = bits(first);
         let count = (first + 1..SUBCLUSTERS)
             .take_while(|&i| bits(i) == (allocated, zero))

@@ -17,6 +17,7 @@ pub use features::{Autoclear, Compatible, Incompatible};
 pub use header::{Compression, Encryption, Header, RawHeader, Table, Version};
 pub use l2::{Compressed, L2Format, Run, RunKind};
 pub use refcount::RefcountWidth;
+pub(crate) use refcount::check_table_entries;
 pub use snapshot::Snapshot;
 
 /// The largest active or snapshot L1 table: 32 MiB.

@@ -1,6 +1,18 @@
 //! Refcount blocks: entries of 1 to 64 bits (specification, "Host cluster management").
 
+use crate::error::{Error, Result};
+use crate::qcow2::MAX_REFCOUNT_TABLE_BYTES;
 use crate::units::ClusterSize;
+
+/// Refuses a refcount table of so many entries that QEMU would not open the image.
+pub(crate) fn check_table_entries(entries: u64) -> Result<()> {
+    match entries * 8 > MAX_REFCOUNT_TABLE_BYTES {
+        true => Err(Error::OutOfRange(
+            "The image file would need a refcount table of more than 8 MiB".into(),
+        )),
+        false => Ok(()),
+    }
+}
 
 /// The width of a refcount entry: 2^order bits, order 0 to 6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use crate::check::stored::Stored;
 use crate::error::{Error, Place, Result, Structure};
 use crate::image::change::Engine;
 use crate::qcow2::bytes::be64_bytes;
-use crate::qcow2::{MAX_REFCOUNT_TABLE_BYTES, RawHeader, RefcountWidth};
+use crate::qcow2::{RawHeader, RefcountWidth, check_table_entries};
 use crate::storage::Storage;
 
 /// What the blocks in memory may take up.
@@ -266,11 +266,7 @@ impl<'e, 'a, S: Storage> NewRefcounts<'e, 'a, S> {
         if self.fresh.get(at) == Some(&true) {
             return Ok(());
         }
-        if (index + 1) * 8 > MAX_REFCOUNT_TABLE_BYTES {
-            return Err(Error::OutOfRange(
-                "The image file would need a refcount table of more than 8 MiB".into(),
-            ));
-        }
+        check_table_entries(index + 1)?;
         let old = self.entry(index);
         let home = self.take(1).await?;
         if self.block(index).await?.is_none() {

@@ -4,6 +4,7 @@ use std::fmt;
 
 use oxcow::chain::MAX_CHAIN;
 use oxcow::info::{self, ChildInfo, FormatSpecific, ImageInfo, SnapshotInfo};
+use oxcow::units::SECTOR;
 use oxcow::{Image, Storage};
 use serde_json::Value;
 
@@ -75,9 +76,6 @@ fn run(context: &Context<'_>, args: Vec<String>) -> Outcome {
     }
     Ok(0)
 }
-
-/// Disks are made of sectors of so many bytes.
-const SECTOR: u64 = 512;
 
 /// The reports about the image and, with `chain`, about everything beneath it.
 fn collect(source: &Source, given: String, chain: bool) -> Result<Vec<ImageInfo>, Failure> {

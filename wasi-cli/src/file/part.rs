@@ -3,15 +3,13 @@
 use std::io;
 
 use oxcow::storage::Stretch;
+use oxcow::units::SECTOR;
 
 use super::FileStorage;
 use super::content::{Content, Kind, Lock};
 use super::disk::Disk;
 use super::plain::no_space;
 use super::system::Identity;
-
-/// Disks are made of sectors of so many bytes.
-const SECTOR: u64 = 512;
 
 /// What is said where the length of a part was told.
 const FIXED: &str = "Cannot resize fixed-size raw disks";

@@ -257,35 +257,32 @@ impl<S: Storage> Engine<'_, S> {
         let wanted = (end - start).div_ceil(size);
         let mut new = NewClusters::take(self, start, wanted, *behind).await?;
         let end = end.min(start + new.count * size);
-        *behind = Some(
-            self.qcow2
-                .l2_format
-                .cluster_size
-                .index_of(new.place_of(start).0)
-                + new.count,
-        );
+        *behind = Some(new.host.0 / size + new.count);
         let mut done = at;
         while done < end {
             let bytes = &data[(done - at) as usize..(end - at) as usize];
-            let whole = bytes.len() as u64 / size;
-            let part = (bytes.len() as u64).min(size - done % size);
-            done += if done.is_multiple_of(size) && whole > 0 {
-                self.write_whole(&mut new, done, &bytes[..(whole * size) as usize])
-                    .await?
+            let left = bytes.len() as u64;
+            let length = match left / size {
+                whole @ 1.. if done.is_multiple_of(size) => whole * size,
+                _ => left.min(size - done % size),
+            };
+            let bytes = &bytes[..length as usize];
+            if length.is_multiple_of(size) {
+                self.write_whole(&mut new, done, bytes).await?;
             } else {
                 let cluster = match &last {
                     Some(last) if last.guest <= done => last,
                     _ => &first,
                 };
-                self.write_part_anew(&mut new, cluster, done, &bytes[..part as usize])
-                    .await?
-            };
+                self.write_part_anew(&mut new, cluster, done, bytes).await?;
+            }
+            done += length;
         }
         Ok((end - at) as usize)
     }
 
     /// Writes whole clusters, and links them.
-    async fn write_whole(&self, new: &mut NewClusters<'_>, at: u64, data: &[u8]) -> Result<u64> {
+    async fn write_whole(&self, new: &mut NewClusters<'_>, at: u64, data: &[u8]) -> Result<()> {
         let size = self.cluster_bytes();
         let all = self.qcow2.l2_format.granules(0, size);
         let host = new.place_of(at);
@@ -297,7 +294,7 @@ impl<S: Storage> Engine<'_, S> {
                 .await?;
             new.linked_one();
         }
-        Ok(length)
+        Ok(())
     }
 
     /// Writes a part of one cluster, the image's own at `own`, whose entry changes by it. The part is written with
@@ -343,7 +340,7 @@ impl<S: Storage> Engine<'_, S> {
         cluster: &Cluster,
         at: u64,
         data: &[u8],
-    ) -> Result<u64> {
+    ) -> Result<()> {
         let format = self.qcow2.l2_format;
         let part = Part {
             start: at - cluster.guest,
@@ -368,7 +365,7 @@ impl<S: Storage> Engine<'_, S> {
         self.link_data(cluster.guest, host, with_data, cluster.zeros & !with_data)
             .await?;
         new.linked_one();
-        Ok(data.len() as u64)
+        Ok(())
     }
 
     /// The bytes of `hull`: those of the disk as it is, with `data` at `part`.

@@ -15,7 +15,7 @@ use crate::image::change::bitmaps::{Follow, Patch};
 use crate::image::change::state::Changing;
 use crate::image::ordering::{OrderingPoint, upheld};
 use crate::qcow2::bytes::be64_bytes;
-use crate::qcow2::{MAX_REFCOUNT_TABLE_BYTES, OFFSET_MASK, RawHeader};
+use crate::qcow2::{OFFSET_MASK, RawHeader, check_table_entries};
 use crate::storage::Storage;
 
 /// A state of the image that is being built beside the one that is.
@@ -238,11 +238,7 @@ impl<'e, 'a, S: Storage> Shadow<'e, 'a, S> {
     /// Adds a block that counts `cluster` and its neighbours, where there is none.
     fn count_more(&mut self, cluster: u64) -> Result<()> {
         let (index, _) = self.engine.state.refcounts.borrow().place_of(cluster);
-        if (index + 1) * 8 > MAX_REFCOUNT_TABLE_BYTES {
-            return Err(Error::OutOfRange(
-                "The image file would need a refcount table of more than 8 MiB".into(),
-            ));
-        }
+        check_table_entries(index + 1)?;
         let bytes = self.engine.cluster_bytes() as usize;
         self.blocks.insert(index, vec![0; bytes]);
         self.homeless.push(index);

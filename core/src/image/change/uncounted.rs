@@ -4,13 +4,13 @@
 
 use std::ops::Range;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::image::change::Engine;
 use crate::image::change::allocate::NeedsBlock;
 use crate::image::change::commit::NewBlock;
 use crate::image::lock::RangeGuard;
-use crate::qcow2::MAX_REFCOUNT_TABLE_BYTES;
 use crate::qcow2::bytes::be64_bytes;
+use crate::qcow2::{MAX_REFCOUNT_TABLE_BYTES, check_table_entries};
 use crate::storage::Storage;
 
 /// Where a refcount block will be.
@@ -145,14 +145,9 @@ impl<S: Storage> Engine<'_, S> {
             }
             blocks = needed;
         }
+        check_table_entries(blocks)?;
         // And half as many again fit into the table, so that it does not soon grow again.
-        let most = MAX_REFCOUNT_TABLE_BYTES / 8;
-        if blocks > most {
-            return Err(Error::OutOfRange(
-                "The image file would need a refcount table of more than 8 MiB".into(),
-            ));
-        }
-        let entries = (blocks + blocks.div_ceil(2)).min(most);
+        let entries = (blocks + blocks.div_ceil(2)).min(MAX_REFCOUNT_TABLE_BYTES / 8);
         let blocks = start..start + (blocks - first);
         let table = blocks.end..blocks.end + table_clusters(entries);
         Ok(Area { blocks, table })

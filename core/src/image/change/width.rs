@@ -7,7 +7,7 @@ use crate::image::Image;
 use crate::image::change::Engine;
 use crate::image::change::snapshots::Exclusive;
 use crate::qcow2::bytes::be64_bytes;
-use crate::qcow2::{MAX_REFCOUNT_TABLE_BYTES, OFFSET_MASK, RefcountWidth, Version};
+use crate::qcow2::{OFFSET_MASK, RefcountWidth, Version, check_table_entries};
 use crate::storage::Storage;
 
 impl<S: Storage> Image<S> {
@@ -188,11 +188,7 @@ impl<S: Storage> NewWidth<'_, '_, S> {
             let mut clusters = 0;
             loop {
                 let entries = blocks.last().map_or(0, |last| last + 1);
-                if entries * 8 > MAX_REFCOUNT_TABLE_BYTES {
-                    return Err(Error::OutOfRange(
-                        "The image file would need a refcount table of more than 8 MiB".into(),
-                    ));
-                }
+                check_table_entries(entries)?;
                 let needed = (entries * 8).div_ceil(size);
                 if needed == clusters {
                     break;
